@@ -1,0 +1,37 @@
+# make quickstart, make test: each sets up .venv first, when pyproject.toml or constraints.txt is newer than it.
+PYTHON ?= python3
+STAMP := .venv/.installed
+
+.PHONY: .venv quickstart test lint clean
+
+.venv: $(STAMP)
+
+# torch goes first and pinned, so that nothing else chooses a release of it
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "cuvee: $(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.11 or newer is needed;" \
+			"install it, then: make PYTHON=python3.11 $(MAKECMDGOALS)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $(STAMP)
+
+quickstart: .venv
+	.venv/bin/cuvee run configs/quickstart.yaml
+
+# tensors in tests are small: a second thread costs more than it gives
+test: export OMP_NUM_THREADS ?= 1
+test: export TOKENIZERS_PARALLELISM = false
+test: export HF_HUB_OFFLINE = 1
+test: .venv
+	.venv/bin/python -m pytest
+
+lint: .venv
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright
+
+# the environment and what tools leave behind; runs are yours
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""Scoring, minimal pairs, statistics and reports."""

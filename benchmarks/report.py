@@ -1,0 +1,225 @@
+"""The report of a run: JSON and Markdown for its folder, and rich tables for the terminal from the same cells.
+
+Causal and masked models stand in blocks of their own, because their cross-entropies answer different questions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.report_data import Ensemble, Phenomenon, Report, Row
+from benchmarks.stats import Interval
+from corpora.batch import Objective
+from corpora.storage import write_file
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_ROLE_ORDER = ("teacher", "pool", "student", "control")
+_NOTHING = "-"  # not measured, or does not apply
+_TITLES: dict[Objective, str] = {"causal": "Causal models", "masked": "Masked models"}
+
+Table = tuple[list[str], list[list[str]]]  # headers and rows of cells; the first column is text, the others numbers
+
+
+def write_report(folder: Path, report: Report) -> None:
+    """Commit `report.md` and `report.json` to a folder; raises NoRoom when they do not fit."""
+    write_file(folder / "report.json", to_json(report).encode())
+    write_file(folder / "report.md", to_markdown(report).encode())
+
+
+def to_markdown(report: Report) -> str:
+    """The report as Markdown: the blocks, notes, ensembles, phenomena, protocol and metadata, in this order."""
+    lines = [f"# {_escaped(report.title)}", ""]
+    for view in _views(report):
+        lines += [f"## {_TITLES[view]}", "", *_markdown_table(block(report, view)), ""]
+    lines += [f"{note}\n" for note in notes(report)]
+    if report.ensembles:
+        lines += ["## Ensembles", ""]
+        for ensemble in report.ensembles:
+            lines += [f"### {_escaped(_ensemble_title(ensemble))}", "", *_markdown_table(_ensemble_table(ensemble)), ""]
+    if report.phenomena:
+        lines += ["## Minimal pairs by phenomenon (accuracy, %)", ""]
+        lines += [*_markdown_table(_phenomena_table(report.phenomena)), ""]
+    if report.protocol:
+        lines += ["## How the scores were made", "", *(f"- {line}" for line in report.protocol), ""]
+    for section, value in report.metadata.items():
+        lines += [f"## {str(section).capitalize()}", "", *_markdown_value(value), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON text; None becomes null, intervals become [low, high]. NaN raises ValueError."""
+    value = asdict(report)
+    for row in value["rows"]:
+        kept = row.pop("gain_kept")
+        row["gain_kept"], row["gain_kept_interval"], row["gain_kept_reason"] = kept or (None, None, "")
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain) + "\n"
+
+
+def print_table(report: Report, console: Console | None = None) -> None:
+    """Print the blocks and the notes below them on a terminal."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table as RichTable
+
+    console = console or Console()
+    for view in _views(report):
+        headers, rows = block(report, view)
+        table = RichTable(title=_TITLES[view], title_justify="left", box=SIMPLE_HEAD, padding=0)
+        table.add_column(headers[0], overflow="fold")  # on a narrow terminal names are folded and numbers stay whole
+        for header in headers[1:]:
+            table.add_column(escape(header.replace(" ", "\n").replace("/", "\n/")), justify="right", no_wrap=True)
+        for cells in rows:
+            table.add_row(*map(escape, cells))
+        console.print(table)
+    for note in notes(report):
+        console.print(escape(note))
+
+
+def block(report: Report, view: Objective) -> Table:
+    """The rows of one view. Bits per byte are for causal models, so masked blocks have no such column."""
+    headers = ["model", "role", "params", "test CE", "pairs %", f"{report.confidence:.0%}", "ties"]
+    headers += ["gain kept %", f"{report.confidence:.0%}", "tokens/s", "s"]
+    rows = sorted((row for row in report.rows if row.view == view), key=lambda row: _ROLE_ORDER.index(row.role))
+    cells = [_row_cells(row) for row in rows]
+    if view == "causal":
+        headers.insert(4, "bits/byte")
+        for row, row_cells in zip(rows, cells, strict=True):
+            row_cells.insert(4, _number(row.bits_per_byte, 3))
+    return headers, cells
+
+
+def notes(report: Report) -> list[str]:
+    """What the columns mean, and why a gain kept is undefined."""
+    lines = ["test CE: cross-entropy on the test stream, nats per target."]
+    if len(_views(report)) > 1:
+        lines[0] += " Causal and masked ones answer different questions and cannot be compared."
+    if any(row.accuracy is not None for row in report.rows):
+        lines.append("pairs %: minimal pairs won, mean over phenomena; ties are lost; chance is 50.")
+    if any(row.gain_kept is not None for row in report.rows):
+        lines.append("gain kept: (CE of the control - CE of the student) / (CE of the control - CE of the pool).")
+    lines += [
+        f"gain kept of {row.name} ({row.view}) is undefined: {row.gain_kept.reason}."
+        for row in report.rows
+        if row.gain_kept is not None and row.gain_kept.value is None
+    ]
+    return lines
+
+
+def _views(report: Report) -> list[Objective]:
+    """The views that have rows, causal first."""
+    return [view for view in _TITLES if any(row.view == view for row in report.rows)]
+
+
+def _row_cells(row: Row) -> list[str]:
+    """The cells of one row, without bits per byte."""
+    return [
+        row.name,
+        row.role,
+        _count(row.parameters),
+        _number(row.test_cross_entropy, 3),
+        _percent(row.accuracy),
+        _range(row.accuracy_interval),
+        _number(row.ties, 0),
+        *_gain_kept(row),
+        _number(row.tokens_per_second, 0),
+        _number(row.seconds, 0),
+    ]
+
+
+def _gain_kept(row: Row) -> tuple[str, str]:
+    """The value and its interval."""
+    if row.gain_kept is None:
+        return _NOTHING, _NOTHING
+    if row.gain_kept.value is None:
+        return "undefined", _NOTHING
+    return _percent(row.gain_kept.value), _range(row.gain_kept.interval, 0)
+
+
+def _ensemble_title(ensemble: Ensemble) -> str:
+    return f"{ensemble.name}: {ensemble.pool}, weights {ensemble.weights}, {ensemble.view} view"
+
+
+def _ensemble_table(ensemble: Ensemble) -> Table:
+    """Members, then the pool, on the same targets."""
+    costs = [(member.tune_cross_entropy, member.test_cross_entropy) for member in ensemble.members]
+    names = [member.name for member in ensemble.members] + ["pool"]
+    weights = [f"{member.weight:.3f}" for member in ensemble.members] + [""]
+    costs.append((ensemble.tune_cross_entropy, ensemble.test_cross_entropy))
+    return ["member", "weight", "tune CE", "test CE"], [
+        [name, weight, _number(tune, 3), _number(test, 3)]
+        for name, weight, (tune, test) in zip(names, weights, costs, strict=True)
+    ]
+
+
+def _phenomena_table(phenomena: Sequence[Phenomenon]) -> Table:
+    names = list(dict.fromkeys(name for phenomenon in phenomena for name in phenomenon.accuracy))
+    return ["phenomenon", "term", "pairs", *names], [
+        [
+            phenomenon.uid,
+            phenomenon.term,
+            str(phenomenon.pairs),
+            *(_percent(phenomenon.accuracy.get(name)) for name in names),
+        ]
+        for phenomenon in phenomena
+    ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return _NOTHING if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return _NOTHING if value is None else f"{100 * value:.1f}"
+
+
+def _range(interval: Interval | None, digits: int = 1) -> str:
+    return _NOTHING if interval is None else f"[{100 * interval.low:.{digits}f}, {100 * interval.high:.{digits}f}]"
+
+
+def _count(value: int) -> str:
+    """A number of parameters in three figures."""
+    for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.3g}{unit}"
+    return str(value)
+
+
+def _escaped(text: str) -> str:
+    """Text that cannot break a Markdown table or heading."""
+    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
+
+
+def _markdown_table(table: Table) -> list[str]:
+    headers, rows = table
+    lines = [headers, [":--", *["--:"] * (len(headers) - 1)], *rows]
+    return ["| " + " | ".join(map(_escaped, cells)) + " |" for cells in lines]
+
+
+def _markdown_value(value: Any) -> list[str]:
+    """A metadata section: a mapping as a list of its leaves, anything else as a paragraph."""
+    if not isinstance(value, Mapping):
+        return [_escaped(str(value))]
+    return [f"- {_escaped(path)}: {_escaped(leaf)}" for path, leaf in _leaves(value, "")]
+
+
+def _leaves(value: Any, path: str) -> list[tuple[str, str]]:
+    """(dotted path, text) of every leaf."""
+    if isinstance(value, Mapping) and value:
+        return [leaf for key, child in value.items() for leaf in _leaves(child, f"{path}.{key}" if path else str(key))]
+    return [(path, str(value))]
+
+
+def _plain(value: Any) -> Any:
+    """NumPy scalars as Python numbers, paths as text."""
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        return value.item()
+    raise TypeError(f"a report holds JSON values, not {type(value).__name__}")

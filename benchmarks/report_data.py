@@ -1,0 +1,140 @@
+"""What a report holds: the rows of the one table of a run, and what must stand beside them to be judged."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from benchmarks.minimal_pairs import PairResults
+from benchmarks.stats import GainKept, Interval, bootstrap_mean
+from corpora.batch import Objective
+from corpora.errors import Diverged
+
+Role = Literal["teacher", "pool", "student", "control"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One candidate in one view. A value is None where it was not measured or does not apply."""
+
+    name: str
+    role: Role
+    view: Objective
+    parameters: int  # of the model; a pool has those of its members together
+    test_cross_entropy: float | None = None  # nats per target
+    bits_per_byte: float | None = None  # causal only
+    accuracy: float | None = None  # on minimal pairs, macro over phenomena, 0 to 1
+    accuracy_interval: Interval | None = None
+    ties: int | None = None  # pairs of equal score, which count as lost
+    gain_kept: GainKept | None = None  # students only; its own value is None where it is undefined
+    tokens_per_second: float | None = None  # of training
+    seconds: float | None = None  # of training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phenomenon:
+    """One task of the minimal pairs: accuracies (0 to 1) and their intervals by candidate name."""
+
+    uid: str
+    field: str
+    term: str
+    pairs: int
+    accuracy: Mapping[str, float]
+    intervals: Mapping[str, Interval]
+    ties: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One teacher of an ensemble; cross-entropies in nats per target."""
+
+    name: str
+    weight: float
+    tune_cross_entropy: float | None = None
+    test_cross_entropy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """A pool: how its members are blended, and what each and the blend cost on the same targets."""
+
+    name: str
+    view: Objective
+    pool: str  # mixture or product
+    weights: str  # given, or fitted on the tune stream
+    members: tuple[Member, ...]
+    tune_cross_entropy: float | None = None
+    test_cross_entropy: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a run shows. `metadata`: recipe, versions, hardware, corpus counts, as plain JSON values by section.
+
+    `protocol`: one line for each choice behind a score (begin token, normalisation, which tokens count, chance level).
+    Building a report with a number that is not finite raises Diverged: an undefined value is None.
+    """
+
+    title: str
+    rows: tuple[Row, ...]
+    phenomena: tuple[Phenomenon, ...] = ()
+    ensembles: tuple[Ensemble, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    protocol: tuple[str, ...] = ()
+    confidence: float = 0.95  # of every interval
+
+    def __post_init__(self) -> None:
+        require_finite(asdict(self), "report")
+
+
+def phenomena_table(
+    results: list[PairResults], *, confidence: float, resamples: int, seed: int
+) -> tuple[Phenomenon, ...]:
+    """The per-phenomenon table of candidates that were all scored on the same tasks."""
+    how = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    table = []
+    for of_task in zip(*(result.tasks for result in results), strict=True):
+        task = of_task[0].task
+        assert all(other.task == task for other in of_task), f"{task.uid}: candidates were scored on different pairs"
+        by_name = {result.candidate: scored for result, scored in zip(results, of_task, strict=True)}
+        table.append(
+            Phenomenon(
+                uid=task.uid,
+                field=task.field,
+                term=task.term,
+                pairs=len(task.pairs),
+                accuracy={name: scored.accuracy for name, scored in by_name.items()},
+                intervals={name: bootstrap_mean(scored.wins, **how) for name, scored in by_name.items()},
+                ties={name: scored.ties for name, scored in by_name.items()},
+            )
+        )
+    return tuple(table)
+
+
+def scoring_protocol(objective: Objective) -> tuple[str, ...]:
+    """What `likelihood` does with a sentence, in words: the lines a report prints beside its scores."""
+    counted = {
+        "causal": "Causal models: sum of log p(token | tokens before).",
+        "masked": "Masked models: pseudo-log-likelihood `original`, one masked copy for each token (arXiv 1910.14659).",
+    }
+    return (
+        counted[objective],
+        "Each sentence stands alone after one begin token, which is read and never scored; no end token is added.",
+        "Scores are sums over all tokens, without normalisation by length, at temperature 1.",
+        "A pair is won when the acceptable sentence scores strictly higher; a tie is not a win; chance is 50 %.",
+        "Accuracy is the mean over phenomena; its interval resamples the pairs within each phenomenon.",
+    )
+
+
+def require_finite(value: Any, path: str) -> None:
+    """Raise Diverged, naming the leaf, when a number inside a JSON-like value is NaN or infinite."""
+    if isinstance(value, Mapping):
+        for key, child in value.items():
+            require_finite(child, f"{path}.{key}")
+    elif isinstance(value, list | tuple):
+        for number, child in enumerate(value):
+            require_finite(child, f"{path}.{number}")
+    elif not isinstance(value, str | bytes | int | None) and hasattr(value, "__float__") and not math.isfinite(value):
+        raise Diverged(f"{path}: {value}; expected a finite number or none; the candidate behind it is invalid")

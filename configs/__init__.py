@@ -1,0 +1,1 @@
+"""Recipes: YAML, read as package data."""

@@ -1,0 +1,1 @@
+"""Text becomes documents, tokens, streams and batches; durable storage."""

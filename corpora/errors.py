@@ -1,0 +1,67 @@
+"""What a user is told when something is refused, and the exit code that goes with it.
+
+Every message is one line: place, what was found, what was expected, what to do.
+"""
+
+from __future__ import annotations
+
+
+class CuveeError(Exception):
+    """Base of all errors that a user can mend; `exit_code` is the process's (house contract 5)."""
+
+    exit_code = 1
+
+
+class RecipeError(CuveeError, ValueError):
+    """The command line or the recipe is wrong."""
+
+    exit_code = 2
+
+
+class InputRefused(CuveeError, ValueError):
+    """An input is unusable: a corpus, a candidate, a stale or foreign artefact."""
+
+    exit_code = 3
+
+
+class Damaged(CuveeError):
+    """A stored artefact fails its digest or cannot be parsed."""
+
+    exit_code = 4
+
+
+class NoRoom(CuveeError):
+    """The disk, a file-size limit or the memory is exhausted."""
+
+    exit_code = 5
+
+
+class Diverged(CuveeError):
+    """A loss, a gradient or a teacher's answer is not finite."""
+
+    exit_code = 6
+
+
+class Preempted(CuveeError):
+    """A signal asked the run to stop; it saved and the same command resumes it."""
+
+    exit_code = 75
+
+
+def differing_fields(found: object, expected: object, path: str = "") -> list[tuple[str, object, object]]:
+    """Leaves at which two JSON-like values differ, as (dotted path, found, expected); absent values are None."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted(set(found) | set(expected))
+        return [
+            difference
+            for key in keys
+            for difference in differing_fields(found.get(key), expected.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if found == expected else [(path, found, expected)]
+
+
+def describe_differences(found: object, expected: object) -> str:
+    """One clause that names each differing field with both values."""
+    return "; ".join(
+        f"{path} is {old!r} there and {new!r} here" for path, old, new in differing_fields(found, expected)
+    )

@@ -1,0 +1,315 @@
+"""Durable files: every byte that must survive a crash is written, committed and verified here.
+
+A file is written under a unique temporary name, flushed and synced, renamed, and its folder synced; only then does the
+call return. A folder exists when its `manifest.json`, written last, says so: the manifest names every file with size
+and digest, the fingerprint (every input that affects the bytes) and a few facts. Readers verify a file once a process,
+at first touch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from corpora.errors import Damaged, InputRefused, NoRoom, describe_differences
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_TEMPORARY = ".partial"
+_OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_verified: set[tuple[str, int, int]] = set()
+
+# Tests replace this to inject faults: it is called with the operation ("write", "sync", "rename") and the path.
+fault: Callable[[str, Path], None] = lambda operation, path: None  # noqa: E731
+
+
+def canonical_json(value: object) -> str:
+    """JSON text that is equal exactly when the values are equal."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def digest(data: bytes | memoryview) -> str:
+    """XXH3-128 of bytes, in hexadecimal."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+def fingerprint_digest(fingerprint: object) -> str:
+    """Short name (8 hexadecimal digits) of a fingerprint."""
+    return digest(canonical_json(fingerprint).encode())[:8]
+
+
+def file_digest(path: Path) -> str:
+    """XXH3-128 of a file, read in 8 MiB pieces."""
+    hasher = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(8 << 20):
+            hasher.update(piece)
+    return hasher.hexdigest()
+
+
+@contextlib.contextmanager
+def _out_of_room_named(path: Path, size: int) -> Iterator[None]:
+    """Turn the system's "no space", "quota" and "file too large" into one line that names path, need and room."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _OUT_OF_ROOM:
+            raise
+        free = shutil.disk_usage(path.parent).free
+        raise NoRoom(
+            f"{path}: {os.strerror(error.errno)}; {size:,} bytes needed, {free:,} free; "
+            "make room and run the same command again"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents; a parent that is a file is refused."""
+    try:
+        with _out_of_room_named(path, 4096):
+            path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputRefused(f"{path}: a file stands where a folder is needed; move it away") from error
+
+
+def write_file(path: Path, data: bytes | memoryview) -> None:
+    """Commit `data` to `path`, all or nothing.
+
+    Raises NoRoom when the disk, a quota or the file-size limit is exhausted; nothing is left behind then.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    try:
+        with _out_of_room_named(path, len(data)):
+            with temporary.open("wb") as file:
+                fault("write", path)
+                file.write(data)
+                file.flush()
+                fault("sync", path)
+                os.fsync(file.fileno())
+            fault("rename", path)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: object) -> None:
+    """Commit a value as indented JSON; NaN and infinity are not JSON and raise ValueError."""
+    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of ours; raises Damaged when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise Damaged(f"{path}: missing; delete {path.parent} and run the same command again") from error
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{path}: not JSON ({error}); delete {path.parent} and run the same command again") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a folder is, which inputs made it, and its files."""
+
+    folder: Path
+    kind: str
+    fingerprint: dict[str, Any]
+    facts: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+
+    def verified(self, name: str) -> Path:
+        """Path of a file after its size and digest were checked (once a process); raises Damaged."""
+        path = self.folder / name
+        listed = self.files[name]
+        try:
+            status = path.stat()
+        except FileNotFoundError as error:
+            raise Damaged(f"{path}: missing, but the manifest lists it; {self._remedy}") from error
+        touched = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+        if touched not in _verified:
+            found = file_digest(path)
+            if status.st_size != listed["size"] or found != listed["digest"]:
+                raise Damaged(
+                    f"{path}: found {status.st_size} bytes with digest {found}, the manifest expects "
+                    f"{listed['size']} bytes with {listed['digest']}; {self._remedy}"
+                )
+            _verified.add(touched)
+        return path
+
+    def array(self, name: str) -> np.ndarray:
+        """A verified `.npy` file, memory-mapped read-only."""
+        return np.load(self.verified(name), mmap_mode="r", allow_pickle=False)
+
+    @property
+    def _remedy(self) -> str:
+        return f"delete {self.folder} and run the same command again"
+
+    def require(self, kind: str, fingerprint: dict[str, Any]) -> Manifest:
+        """This manifest, if it was made from these inputs; raises InputRefused that names the differing fields."""
+        if (self.kind, self.fingerprint) != (kind, fingerprint):
+            differences = describe_differences({"kind": self.kind, **self.fingerprint}, {"kind": kind, **fingerprint})
+            raise InputRefused(
+                f"{self.folder}: made from other inputs: {differences}; use another run_dir, or {self._remedy}"
+            )
+        return self
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest of a folder, or None when the folder was never finished; raises Damaged when it cannot be read."""
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    value = read_json(path)
+    try:
+        if value["format"] != FORMAT_VERSION:
+            raise InputRefused(
+                f"{path}: format {value['format']}, this version reads {FORMAT_VERSION}; delete {folder}"
+            )
+        return Manifest(folder, value["kind"], value["fingerprint"], value["facts"], value["files"])
+    except (KeyError, TypeError) as error:
+        raise Damaged(f"{path}: not a manifest; delete {folder} and run the same command again") from error
+
+
+class FolderWriter:
+    """Writes the files of one folder; `new_folder` commits them with the manifest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, dict[str, Any]] = {}
+        self.facts: dict[str, Any] = {}
+        self._written: list[str] = []
+
+    def write(self, name: str, data: bytes | memoryview) -> None:
+        """Commit one file and list it in the manifest to come."""
+        write_file(self.folder / name, data)
+        self._written.append(name)
+        self.files[name] = {"size": len(data), "digest": digest(data)}
+
+    def write_json(self, name: str, value: object) -> None:
+        """Commit a value as canonical JSON."""
+        self.write(name, (canonical_json(value) + "\n").encode())
+
+    def write_array(self, name: str, array: np.ndarray) -> None:
+        """Commit an array as `.npy`; the bytes depend on the values, the type and the shape alone."""
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        self.write(name, buffer.getbuffer())
+
+    def adopt(self, name: str, listed: dict[str, Any]) -> None:
+        """List a file that an earlier, interrupted run has committed."""
+        self.files[name] = listed
+
+    def discard(self) -> None:
+        """Remove what this writer wrote: without a manifest it is nothing. Adopted files stay for the next attempt."""
+        for name in self._written:
+            (self.folder / name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder may hold checkpoints or shards that a resume will use
+            self.folder.rmdir()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, *, kind: str, fingerprint: dict[str, Any]) -> Iterator[FolderWriter]:
+    """Write a folder whose manifest is committed last; an exception inside leaves no file of it behind."""
+    make_folder(folder)
+    writer = FolderWriter(folder)
+    try:
+        yield writer
+        write_json(
+            folder / MANIFEST,
+            {
+                "format": FORMAT_VERSION,
+                "kind": kind,
+                "fingerprint": fingerprint,
+                "facts": writer.facts,
+                "files": writer.files,
+            },
+        )
+    except BaseException:
+        writer.discard()
+        raise
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder, its manifest first, so that a half-deleted one does not count as existing."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    if folder.exists():
+        _sync_folder(folder)
+        shutil.rmtree(folder)
+
+
+def sweep(folder: Path) -> int:
+    """Remove stale temporaries below `folder` and return their number; call it under the lock."""
+    stale = [path for path in folder.rglob(f".*{_TEMPORARY}") if path.is_file()]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold `folder` for one writer; the kernel frees the lock of a process that died. A second writer is refused."""
+    from filelock import FileLock, Timeout
+
+    make_folder(folder)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            sweep(folder)
+            yield
+    except Timeout as error:
+        raise InputRefused(f"{folder}: another process is writing here; wait for it, or use another run_dir") from error
+
+
+class AppendLog:
+    """A JSON Lines file that grows by whole lines and is cut back to a known length when a run resumes."""
+
+    def __init__(self, path: Path, *, length: int = 0) -> None:
+        """Open `path` for appending after its first `length` bytes; what follows them is cut off."""
+        make_folder(path.parent)
+        self.path = path
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        size = self._file.seek(0, os.SEEK_END)
+        if size < length:
+            raise Damaged(f"{path}: {size} bytes, the checkpoint saw {length}; delete {path.parent} and run again")
+        self._file.truncate(length)
+        self._file.seek(length)
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add one record as a line of canonical JSON."""
+        line = (canonical_json(record) + "\n").encode()
+        with _out_of_room_named(self.path, len(line)):
+            fault("write", self.path)
+            self._file.write(line)
+            self._file.flush()
+
+    def synced_length(self) -> int:
+        """Length in bytes, after everything appended so far has reached the disk."""
+        with _out_of_room_named(self.path, 0):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        return self._file.tell()
+
+    def close(self) -> None:
+        """Flush and close."""
+        self._file.close()

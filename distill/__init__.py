@@ -1,0 +1,1 @@
+"""The recipe, the objective, the one training loop, the stages and the command line."""

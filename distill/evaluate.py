@@ -1,0 +1,69 @@
+"""What every target of a stream costs a model or a pool, in nats: the numbers behind cross-entropy and gain kept.
+
+Axes: N targets of the stream, M members.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from corpora.batch import Objective
+from corpora.prepare import Corpus
+from corpora.windows import plan_windows, window_batches
+from distill.objective import CHUNK_BYTES
+from students.language_model import LanguageModel
+from teachers.cache import CachedTeacher, cached_view
+from teachers.config import CacheConfig
+from teachers.ensemble import Ensemble, target_nats
+
+
+def model_nats(
+    model: LanguageModel, corpus: Corpus, stream_name: str, objective: Objective, config: CacheConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (int64) and nats (float32) of every target, in the windows and masks that caches are made with.
+
+    A masked model is asked with every fold of the round in turn, so that each position is predicted once.
+    """
+    stream = corpus.streams[stream_name]
+    windows = plan_windows(stream, config.window, objective=objective)
+    view = cached_view(config, objective)
+    head = model.head()
+    rows = max(CHUNK_BYTES // (4 * corpus.vocab_size * config.window), 1)
+    positions, nats = [], []
+    for fold in range(view.num_folds):
+        batches = window_batches(
+            stream,
+            windows,
+            replace(view, fold=fold),
+            rows=rows,
+            token_ids=corpus.token_ids,
+            vocab_size=corpus.vocab_size,
+        )
+        for batch in batches:
+            with torch.inference_mode():
+                log_probs_NV = head.logits(model.target_features(batch)).log_softmax(-1)
+            targets_N = batch.targets_BT[batch.has_target_BT]
+            nats.append(-log_probs_NV.gather(1, targets_N[:, None])[:, 0].numpy())
+            positions.append(batch.target_positions_N.numpy())
+    return np.concatenate(positions), np.concatenate(nats)
+
+
+def pool_nats(ensemble: Ensemble, corpus: Corpus, stream_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (int64) and nats (float32) of every target that the members' caches hold."""
+    first = ensemble.members[0]
+    assert isinstance(first, CachedTeacher), "a pool is read from caches"
+    positions_N = first.covered_positions()
+    tokens = torch.from_numpy(corpus.streams[stream_name].tokens(0, len(corpus.streams[stream_name])))
+    nats_N = target_nats(ensemble, positions_N, tokens[positions_N])
+    return positions_N.numpy(), nats_N.float().numpy()
+
+
+def member_nats(members: Sequence[CachedTeacher], corpus: Corpus, stream_name: str) -> np.ndarray:
+    """Nats of every target under each member alone, float64 [M, N]; all members hold the same positions."""
+    return np.stack(
+        [pool_nats(Ensemble((member,), (1.0,)), corpus, stream_name)[1].astype(np.float64) for member in members]
+    )

@@ -1,0 +1,224 @@
+"""Scores of everybody: nats on the test stream and minimal pairs, each candidate in a committed folder of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from benchmarks.config import BenchmarksConfig
+from benchmarks.minimal_pairs import PairResults, PairTask, TaskResult, blimp_tasks, score_pairs, tasks_from_rows
+from benchmarks.scorer import Candidate, candidate_from_model
+from benchmarks.stream import StreamResult, stream_result
+from corpora.addressed import address
+from corpora.batch import Objective
+from corpora.errors import InputRefused
+from corpora.storage import Manifest, canonical_json, digest, fingerprint_digest, new_folder, read_manifest
+from corpora.tokenizer import TextTokenizer
+from distill.evaluate import model_nats, pool_nats
+from distill.project import Pool, Project
+from students.run_folder import load_model
+from teachers.ensemble import pooled_log_probs
+
+Role = Literal["teacher", "pool", "student", "control"]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A candidate of this project in one view, and how to score it when its scores are not there yet."""
+
+    name: str
+    role: Role
+    objective: Objective
+    fingerprint: dict[str, Any]  # of the weights behind it
+    parameters: int
+    run_folder: Path | None  # None for a pool
+    candidate: Callable[[], Candidate]
+    nats: Callable[[], tuple[np.ndarray, np.ndarray]]  # on the test stream
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A contender's results, read from its folder."""
+
+    contender: Contender
+    stream: StreamResult
+    pairs: PairResults | None
+
+
+class ScoreBoard:
+    """Scores contenders once and reads the results back."""
+
+    def __init__(self, project: Project, announce: Callable[[str], None]) -> None:
+        self._project = project
+        self._announce = announce
+        self.tasks = pair_tasks(project.recipe.benchmarks, project.recipe.seed)
+
+    def scores(self, contender: Contender) -> Scores:
+        """Results of a contender, computed when they are not there."""
+        fingerprint = {
+            **contender.fingerprint,
+            "objective": contender.objective,
+            "corpus": self._project.corpus.identity("test"),
+            "window": self._project.recipe.cache.window,
+            "masks": self._masks(contender.objective),
+            "pairs": self._tasks_digest,
+        }
+        folder = self._project.folder / "scores" / f"{_file_name(contender)}-{fingerprint_digest(fingerprint)}"
+        manifest = read_manifest(folder)
+        if manifest is None:
+            self._announce(f"score: {contender.name}")
+            self._write(folder, contender, fingerprint)
+            manifest = read_manifest(folder)
+        assert manifest is not None
+        return self._read(manifest.require("scores", fingerprint), contender)
+
+    def _masks(self, objective: Objective) -> dict[str, Any] | None:
+        config = self._project.recipe.cache
+        if objective == "causal":
+            return None
+        return {"seed": config.mask_seed, "num_folds": config.num_folds, "mean_span": config.mean_span}
+
+    @cached_property
+    def _tasks_digest(self) -> str:
+        rows = [[task.uid, pair.good, pair.bad] for task in self.tasks for pair in task.pairs]
+        return digest(canonical_json(rows).encode())
+
+    def _write(self, folder: Path, contender: Contender, fingerprint: dict[str, Any]) -> None:
+        positions_N, nats_N = contender.nats()
+        results = score_tasks(
+            contender.candidate(), self.tasks, self._project.corpus.tokenizer, self._project.recipe.benchmarks
+        )
+        with new_folder(folder, kind="scores", fingerprint=fingerprint) as writer:
+            writer.write_array("positions.npy", positions_N)
+            writer.write_array("nats.npy", nats_N)
+            for number, task in enumerate(results.tasks if results else ()):
+                writer.write_array(f"pairs-{number:03d}.npy", np.stack([task.good_scores, task.bad_scores]))
+
+    def _read(self, manifest: Manifest, contender: Contender) -> Scores:
+        stream = self._project.corpus.streams["test"]
+        result = stream_result(
+            contender.objective,
+            np.array(manifest.array("positions.npy")),
+            np.array(manifest.array("nats.npy")),
+            offsets_D1=stream.document_offsets,
+            bytes_D=stream.document_bytes,
+        )
+        tasks = []
+        for number, task in enumerate(self.tasks):
+            good, bad = np.array(manifest.array(f"pairs-{number:03d}.npy"))
+            tasks.append(TaskResult(task, good, bad))
+        pairs = PairResults(contender.name, contender.objective, tuple(tasks)) if tasks else None
+        return Scores(contender, result, pairs)
+
+
+def pair_tasks(config: BenchmarksConfig, seed: int) -> list[PairTask]:
+    """The minimal pairs that a recipe asks for; raises InputRefused when a folder is not named or cannot be read."""
+    tasks: list[PairTask] = []
+    if config.minimal_pairs is not None:
+        from corpora.synthetic_pairs import minimal_pairs
+
+        tasks += tasks_from_rows(minimal_pairs(config.minimal_pairs.pairs, seed))
+    if config.blimp is not None:
+        if not config.blimp.root:
+            raise InputRefused(
+                "benchmarks.blimp.root: not set; give benchmarks.blimp.root=DIR, a folder of .jsonl files"
+            )
+        tasks += blimp_tasks(Path(config.blimp.root), config.blimp.pairs, seed=address(seed, "pairs") >> 1)
+    return tasks
+
+
+def score_tasks(
+    candidate: Candidate, tasks: Sequence[PairTask], tokenizer: TextTokenizer, config: BenchmarksConfig
+) -> PairResults | None:
+    """A candidate on minimal pairs; None when there are none."""
+    if not tasks:
+        return None
+    ids = tokenizer.token_ids
+    return score_pairs(
+        candidate, tasks, tokenizer.encode, begin_id=ids.begin, mask_id=ids.mask, max_tokens=config.max_tokens
+    )
+
+
+def contenders(project: Project) -> list[Contender]:
+    """Everybody: teachers, pools of several, students and controls, in the order of the table."""
+    found = [_teacher(project, name) for name in project.recipe.teachers]
+    found += [_pool(project, pool) for pool in project.pools() if len(pool.members) > 1]
+    for name, control in project.student_runs():
+        found += _student(project, name, control)
+    return found
+
+
+def _teacher(project: Project, name: str) -> Contender:
+    folder = project.teacher_folder(name)
+    return _model(project, name, "teacher", project.teacher_objective(name), folder, project.teacher_weights(name))
+
+
+def _student(project: Project, name: str, control: str | None) -> list[Contender]:
+    run = project.student_run(name, control)
+    manifest = read_manifest(run.folder)
+    assert manifest is not None, f"{run.folder} is trained before it is scored"
+    views: list[Objective] = manifest.facts["views"]
+    weights = manifest.files["model.safetensors"]["digest"]
+    return [_model(project, run.name, "control" if control else "student", view, run.folder, weights) for view in views]
+
+
+def _model(project: Project, name: str, role: Role, objective: Objective, folder: Path, weights: str) -> Contender:
+    manifest = read_manifest(folder)
+
+    def candidate() -> Candidate:
+        return candidate_from_model(name, load_model(folder), objective)
+
+    def nats() -> tuple[np.ndarray, np.ndarray]:
+        return model_nats(load_model(folder), project.corpus, "test", objective, project.recipe.cache)
+
+    parameters = manifest.facts["parameters"] if manifest else _count_parameters(folder)
+    return Contender(name, role, objective, {"weights": weights}, parameters, folder, candidate, nats)
+
+
+def _pool(project: Project, pool: Pool) -> Contender:
+    resolved = project.resolved_weights(pool)
+    ensemble = project.ensemble(pool, "test")
+    names = [member.name for member in ensemble.members]
+
+    def candidate() -> Candidate:
+        models = [project.load_teacher(name) for name in names]
+        causal = pool.objective == "causal"
+        return Candidate(
+            pool.name,
+            pool.objective,
+            lambda ids, segments, wanted: pooled_log_probs(
+                models, ensemble.weights, pool.rule, ids, segments, wanted, causal
+            ),
+            min(model.config.max_positions for model in models),
+        )
+
+    fingerprint = {
+        "members": {name: project.cache_key(name, "test").fingerprint() for name in names},
+        "pool": pool.rule,
+        "weights": resolved,
+    }
+    parameters = sum(_teacher(project, name).parameters for name in names)
+    return Contender(
+        pool.name,
+        "pool",
+        pool.objective,
+        fingerprint,
+        parameters,
+        None,
+        candidate,
+        lambda: pool_nats(ensemble, project.corpus, "test"),
+    )
+
+
+def _count_parameters(folder: Path) -> int:
+    return sum(parameter.numel() for parameter in load_model(folder).parameters())
+
+
+def _file_name(contender: Contender) -> str:
+    name = "".join(character if character.isalnum() or character in "._+-" else "_" for character in contender.name)
+    return f"{name}-{contender.objective}"

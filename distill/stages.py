@@ -1,0 +1,208 @@
+"""The stages of a project, in order; each finds what is already there and valid, and does the rest.
+
+prepare -> train teachers -> cache what they say -> fit weights -> train students and controls -> score -> report
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.config import BenchmarksConfig
+from benchmarks.report import print_table, write_report
+from benchmarks.report_data import Report, Row, phenomena_table, scoring_protocol
+from benchmarks.scorer import candidate_from_model
+from benchmarks.stats import bootstrap_macro_mean
+from corpora.batch import Objective
+from corpora.errors import InputRefused
+from corpora.prepare import prepare_corpus
+from corpora.storage import locked, new_folder, read_manifest, write_file
+from corpora.tokenizer import read_tokenizer
+from distill.config import Recipe
+from distill.distributed import Processes
+from distill.evaluate import member_nats
+from distill.project import Pool, Project
+from distill.recipe import resolved_yaml
+from distill.scores import ScoreBoard, contenders, pair_tasks, score_tasks
+from distill.summary import make_report
+from distill.train import Run
+from distill.train import train as train_run
+from students.run_folder import load_model
+from teachers.cache import capture
+from teachers.weights import fit_mixture
+
+STREAMS = ("train", "tune", "test")
+
+
+def run(recipe: Recipe) -> None:
+    """Everything that the recipe needs, in order."""
+    with _opened(recipe) as (project, processes):
+        _prepare(project, processes)
+        _train_teachers(project, processes)
+        _cache(project, processes)
+        _train_students(project, processes)
+        _score(project, processes)
+
+
+def prepare(recipe: Recipe) -> None:
+    """Text to tokenizer and streams."""
+    with _opened(recipe) as (project, processes):
+        _prepare(project, processes)
+
+
+def train(recipe: Recipe) -> None:
+    """Train teachers, and, once their caches are needed and made, students and controls."""
+    with _opened(recipe) as (project, processes):
+        _prepare(project, processes)
+        _train_teachers(project, processes)
+        if recipe.students:
+            _cache(project, processes)
+            _train_students(project, processes)
+
+
+def cache(recipe: Recipe) -> None:
+    """Cache what the teachers say, and fit the weights of their pools."""
+    with _opened(recipe) as (project, processes):
+        _prepare(project, processes)
+        _train_teachers(project, processes)
+        _cache(project, processes)
+
+
+def score(recipe: Recipe) -> None:
+    """Score everybody and write the report."""
+    run(recipe)
+
+
+def score_candidate(folder: str | Path, config: BenchmarksConfig, out: str | Path | None = None) -> None:
+    """Score one run folder on minimal pairs and print the table; with `out`, write the report there."""
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    if manifest is None or manifest.kind != "run":
+        raise InputRefused(f"{folder}: not a finished run folder; name one of teachers/ or students/ of a run_dir")
+    tasks = pair_tasks(config, seed=1)
+    if not tasks:
+        raise InputRefused("nothing to score on: name a folder of minimal pairs with --blimp DIR")
+    views: list[Objective] = manifest.facts["views"]
+    bootstrap: dict[str, Any] = {"confidence": config.confidence, "resamples": config.resamples, "seed": 1}
+    results, rows = [], []
+    for view in views:
+        candidate = candidate_from_model(folder.name, load_model(folder), view)
+        result = score_tasks(candidate, tasks, read_tokenizer(folder), config)
+        assert result is not None
+        results.append(result)
+        rows.append(
+            Row(
+                name=folder.name,
+                role="student",
+                view=view,
+                parameters=manifest.facts["parameters"],
+                accuracy=result.accuracy,
+                accuracy_interval=bootstrap_macro_mean(result.wins, **bootstrap),
+                ties=result.ties,
+            )
+        )
+    report = Report(
+        title=str(folder),
+        rows=tuple(rows),
+        phenomena=tuple(row for result in results for row in phenomena_table([result], **bootstrap)),
+        protocol=tuple(dict.fromkeys(line for view in views for line in scoring_protocol(view))),
+        confidence=config.confidence,
+    )
+    print_table(report)
+    if out is not None:
+        write_report(Path(out), report)
+
+
+@contextlib.contextmanager
+def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
+    """Join the other processes; the first holds the project's lock for as long as anything may be written."""
+    processes = Processes(recipe.processes)
+    project = Project(recipe)
+    with locked(project.folder) if processes.is_first else contextlib.nullcontext():
+        if processes.is_first:
+            write_file(project.folder / "recipe.yaml", resolved_yaml(recipe).encode())
+        processes.barrier()
+        yield project, processes
+
+
+def _prepare(project: Project, processes: Processes) -> None:
+    recipe = project.recipe
+    with processes.first_alone() as first:
+        if first:
+            prepare_corpus(
+                recipe.corpus, recipe.tokenizer, seed=recipe.seed, folder=project.folder, announce=_announcer(first)
+            )
+
+
+def _train_teachers(project: Project, processes: Processes) -> None:
+    for name, teacher in project.recipe.teachers.items():
+        if teacher.path is None:
+            _train(project.teacher_run(name), processes)
+
+
+def _train_students(project: Project, processes: Processes) -> None:
+    for name, control in project.student_runs():
+        _train(project.student_run(name, control), processes)
+
+
+def _train(run: Run, processes: Processes) -> None:
+    found = read_manifest(run.folder)
+    processes.barrier()  # all have looked before one writes
+    if found is not None:
+        found.require("run", run.fingerprint)
+        _announcer(processes.is_first)(f"train: {run.name} is there")
+        return
+    train_run(run, processes)
+
+
+def _cache(project: Project, processes: Processes) -> None:
+    for name in project.recipe.teachers:
+        for stream in STREAMS:
+            capture(
+                project.cache_key(name, stream),
+                partial(project.load_teacher, name),
+                project.cache_folder(name, stream),
+                rank=processes.rank,
+                world_size=processes.world_size,
+                barrier=processes.barrier,
+                announce=_announcer(True),
+            )
+    with processes.first_alone() as first:
+        if first:
+            for pool in project.pools():
+                if pool.weights == "fitted":
+                    _fit(project, pool)
+
+
+def _fit(project: Project, pool: Pool) -> None:
+    """Fit a mixture's weights on the tune stream, once."""
+    folder, fingerprint = project.weights_folder(pool), project.weights_fingerprint(pool)
+    found = read_manifest(folder)
+    if found is not None:
+        found.require("weights", fingerprint)
+        return
+    weights = fit_mixture(member_nats([project.cached(name, "tune") for name in pool.members], project.corpus, "tune"))
+    named = dict(zip(pool.members, map(float, weights), strict=True))
+    print(f"weights: {pool.name}: " + ", ".join(f"{name} {weight:.3f}" for name, weight in named.items()), flush=True)
+    with new_folder(folder, kind="weights", fingerprint=fingerprint) as writer:
+        writer.facts["weights"] = named
+
+
+def _score(project: Project, processes: Processes) -> None:
+    with processes.first_alone() as first:
+        if first:
+            board = ScoreBoard(project, _announcer(True))
+            report = make_report(project, [board.scores(contender) for contender in contenders(project)])
+            write_report(project.folder, report)
+            print_table(report)
+
+
+def _announcer(speaks: bool):
+    def announce(line: str) -> None:
+        if speaks:
+            print(line, flush=True)
+
+    return announce

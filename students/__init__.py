@@ -1,0 +1,1 @@
+"""Every architecture, written once, and the run folders that hold trained models."""

@@ -1,0 +1,154 @@
+"""Models on disk: a folder that this toolkit and transformers' Auto classes both read.
+
+    model.safetensors       the network's weights, tied ones once
+    config.json             what transformers needs; with the modelling files beside it where the code is ours
+    cuvee.json              what this toolkit needs: ModelConfig, vocabulary size, special token ids
+    generation_config.json  causal models only
+
+The caller adds the tokenizer's files, so that AutoTokenizer works on the same folder.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from corpora.errors import Damaged, InputRefused, RecipeError
+from corpora.storage import FolderWriter, Manifest, read_json, read_manifest
+from corpora.token_ids import TokenIds
+from students.buildable import Buildable, default_if_none
+from students.config import ModelConfig
+from students.registry import ARCHITECTURES, build_model
+
+WEIGHTS = "model.safetensors"
+NETWORK_CONFIG = "config.json"
+MODEL_CONFIG = "cuvee.json"
+GENERATION_CONFIG = "generation_config.json"
+
+
+def save_model(writer: FolderWriter, model: Buildable) -> None:
+    """Write the files of `model`; equal models give equal bytes. Raises NoRoom when they do not fit."""
+    weights = safetensors.torch.save(stored_weights(model), metadata={"format": "pt"})
+    writer.write(WEIGHTS, weights)
+    writer.write_json(NETWORK_CONFIG, network_config_json(model))
+    writer.write_json(MODEL_CONFIG, model_config_json(model))
+    for name in model.source_files:
+        writer.write(name, Path(__file__).with_name(name).read_bytes())
+    if model.causal_head:
+        ids = model.token_ids
+        writer.write_json(
+            GENERATION_CONFIG, {"bos_token_id": ids.begin, "eos_token_id": ids.end, "pad_token_id": ids.pad}
+        )
+
+
+def load_model(folder: Path) -> Buildable:
+    """The model of a run folder, or of a Hugging Face folder of a known architecture, on the CPU in evaluation mode.
+
+    Raises Damaged when a listed file fails its digest, InputRefused for a folder that is neither or was not finished.
+    """
+    manifest = read_manifest(folder)
+    if manifest is not None:
+        model = _build_from_run(manifest)
+        weights = manifest.verified(WEIGHTS)
+    elif (folder / MODEL_CONFIG).exists():
+        raise InputRefused(f"{folder}: has {MODEL_CONFIG} but no manifest, so its run never finished; run it again")
+    else:
+        model = _build_from_hugging_face(folder)
+        weights = folder / WEIGHTS
+    _load_weights(model, weights)
+    return model.eval()
+
+
+def stored_weights(model: Buildable) -> dict[str, Tensor]:
+    """The network's state by name, without the second names of tied weights, contiguous and on the CPU."""
+    tied = model.network.all_tied_weights_keys  # second name: the name it is stored under
+    state = model.network.state_dict()
+    return {name: state[name].detach().cpu().contiguous() for name in sorted(state) if name not in tied}
+
+
+def network_config_json(model: Buildable) -> dict[str, Any]:
+    """The configuration as transformers stores it, in words that its versions 4 and 5 both read right."""
+    config = model.network.config.to_dict()
+    dtype = str(next(model.network.parameters()).dtype).removeprefix("torch.")
+    config |= {"architectures": [model.network_class.__name__], "dtype": dtype, "torch_dtype": dtype}
+    if rope := config.get("rope_parameters"):
+        config["rope_theta"] = rope["rope_theta"]  # version 4 looks here, and silently takes 10,000 when it is missing
+    if model.auto_map:
+        config["auto_map"] = model.auto_map
+    return config
+
+
+def model_config_json(model: Buildable) -> dict[str, Any]:
+    """What `load_model` needs to build the model again."""
+    return {"model": asdict(model.config), "vocab_size": model.vocab_size, "token_ids": asdict(model.token_ids)}
+
+
+def _build_from_run(manifest: Manifest) -> Buildable:
+    path = manifest.folder / MODEL_CONFIG
+    if missing := {MODEL_CONFIG, WEIGHTS} - set(manifest.files):
+        raise InputRefused(f"{manifest.folder}: a {manifest.kind} without {', '.join(sorted(missing))}; name a model's")
+    described = read_json(manifest.verified(MODEL_CONFIG))
+    try:
+        config, token_ids = ModelConfig(**described["model"]), TokenIds(**described["token_ids"])
+        return build_model(config, vocab_size=described["vocab_size"], token_ids=token_ids, seed=0)
+    except (KeyError, TypeError, RecipeError) as error:
+        raise InputRefused(f"{path}: written by another version of this toolkit ({error}); train it again") from error
+
+
+def _build_from_hugging_face(folder: Path) -> Buildable:
+    path = folder / NETWORK_CONFIG
+    if not path.exists():
+        raise InputRefused(f"{folder}: neither a finished run nor a Hugging Face folder ({NETWORK_CONFIG} is missing)")
+    described = _read_foreign_json(path)
+    architecture = ARCHITECTURES.get(described.get("model_type"))
+    if architecture is None:
+        raise InputRefused(
+            f"{path}: model_type {described.get('model_type')!r} is not supported, only {', '.join(ARCHITECTURES)}"
+        )
+    if not (folder / WEIGHTS).exists():
+        raise InputRefused(f"{folder}: {WEIGHTS} is missing; save the model as one safetensors file")
+    try:
+        network_config = architecture.config_class.from_dict(described)
+        config = architecture.model_config(network_config)
+        ids = TokenIds()
+        token_ids = TokenIds(
+            pad=default_if_none(network_config.pad_token_id, ids.pad),
+            begin=default_if_none(network_config.bos_token_id, ids.begin),
+            end=default_if_none(network_config.eos_token_id, ids.end),
+        )
+        return build_model(config, vocab_size=network_config.vocab_size, token_ids=token_ids, seed=0)
+    except (TypeError, ValueError) as error:  # RecipeError and InputRefused are ValueErrors too
+        raise InputRefused(f"{path}: {error}") from error
+
+
+def _read_foreign_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputRefused(f"{path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise InputRefused(f"{path}: a JSON {type(value).__name__}, expected an object")
+    return value
+
+
+def _load_weights(model: Buildable, path: Path) -> None:
+    """Fill every weight of `model`; names and shapes must be the same on both sides."""
+    try:
+        state = safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise Damaged(f"{path}: not a safetensors file ({error}); delete {path.parent} and make it again") from error
+    tied = model.network.all_tied_weights_keys
+    state |= {name: state[stored] for name, stored in tied.items() if stored in state}
+    expected = model.network.state_dict()
+    for name in sorted(expected.keys() | state.keys()):
+        found_shape = tuple(state[name].shape) if name in state else None
+        expected_shape = tuple(expected[name].shape) if name in expected else None
+        if found_shape != expected_shape:
+            raise InputRefused(f"{path}: {name} has shape {found_shape}, {NETWORK_CONFIG} means {expected_shape}")
+    model.network.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""What trained models say about a batch: signals, their caches, ensembles and weights."""
