@@ -68,7 +68,10 @@ def print_table(report: Report, console: Console | None = None) -> None:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    console = console or Console()
+    if console is None:
+        console = Console()
+        if not console.is_terminal:  # a log has no width; rich would assume 80 columns and fold every name
+            console.width = 120
     for view in _views(report):
         headers, rows = block(report, view)
         table = RichTable(title=_TITLES[view], title_justify="left", box=SIMPLE_HEAD, padding=0)

@@ -92,8 +92,9 @@ class Report:
 def phenomena_table(
     results: list[PairResults], *, confidence: float, resamples: int, seed: int
 ) -> tuple[Phenomenon, ...]:
-    """The per-phenomenon table of candidates that were all scored on the same tasks."""
+    """The per-phenomenon table of candidates, of different names, that were all scored on the same tasks."""
     how = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    assert len({result.candidate for result in results}) == len(results), "two candidates of one name"
     table = []
     for of_task in zip(*(result.tasks for result in results), strict=True):
         task = of_task[0].task
@@ -113,14 +114,14 @@ def phenomena_table(
     return tuple(table)
 
 
-def scoring_protocol(objective: Objective) -> tuple[str, ...]:
+def scoring_protocol(*objectives: Objective) -> tuple[str, ...]:
     """What `likelihood` does with a sentence, in words: the lines a report prints beside its scores."""
     counted = {
         "causal": "Causal models: sum of log p(token | tokens before).",
         "masked": "Masked models: pseudo-log-likelihood `original`, one masked copy for each token (arXiv 1910.14659).",
     }
     return (
-        counted[objective],
+        *(counted[objective] for objective in objectives),
         "Each sentence stands alone after one begin token, which is read and never scored; no end token is added.",
         "Scores are sums over all tokens, without normalisation by length, at temperature 1.",
         "A pair is won when the acceptable sentence scores strictly higher; a tie is not a win; chance is 50 %.",

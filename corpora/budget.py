@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from corpora.addressed import address
 from corpora.document import Document, count_words
@@ -15,8 +16,8 @@ def apply_budget(
 ) -> list[Document]:
     """The documents that fit: at most `budget[source]` words of a source and `words` in all, never one more.
 
-    Documents are taken in the order of a hash of (seed, id), so a budget that grows only adds; the one that does not
-    fit whole is cut at a paragraph. Raises InputRefused when `budget` names a source that is not there.
+    Documents are taken in the order of a hash of (seed, id), so more `words` only add; the one that does not fit whole
+    is cut at a line end. Raises InputRefused when `budget` names a source that is not there.
     """
     by_source: dict[str, list[Document]] = {}
     for document in documents:
@@ -26,7 +27,7 @@ def apply_budget(
             raise InputRefused(f"corpus.budget.{name}: no such source; there are {', '.join(sorted(by_source))}")
     available = {name: sum(count_words(document.text) for document in group) for name, group in by_source.items()}
     capped = {name: min(number, budget.get(name, number)) for name, number in available.items()}
-    shares = largest_remainder(capped, words) if words is not None else capped
+    shares = proportional_shares(capped, words) if words is not None else capped
     return [
         document
         for name in sorted(by_source)
@@ -34,16 +35,15 @@ def apply_budget(
     ]
 
 
-def largest_remainder(available: Mapping[str, int], total: int) -> dict[str, int]:
-    """Divide `total` in proportion to `available`, in whole numbers that add up to min(total, sum of available)."""
+def proportional_shares(available: Mapping[str, int], total: int) -> dict[str, int]:
+    """At most `total` divided in proportion to `available`, in whole numbers.
+
+    Rounded down, so that no share shrinks when the total grows, as it can when remainders are handed out.
+    """
     everything = sum(available.values())
     if total >= everything:
         return dict(available)
-    shares = {name: number * total // everything for name, number in available.items()}
-    by_remainder = sorted(available, key=lambda name: (-(available[name] * total % everything), name))
-    for name in by_remainder[: total - sum(shares.values())]:
-        shares[name] += 1
-    return shares
+    return {name: number * total // everything for name, number in available.items()}
 
 
 def _order(document: Document, seed: int) -> tuple[int, str]:
@@ -55,9 +55,8 @@ def _take(documents: Iterable[Document], room: int) -> list[Document]:
     for document in documents:
         words = count_words(document.text)
         if words > room:
-            text = next(iter(gather_lines(document.text.splitlines(), room)), "") if room else ""
-            if text.strip():
-                taken.append(Document(id=document.id, source=document.source, text=text, group=document.group))
+            if room:
+                taken.append(replace(document, text=next(gather_lines(document.text.split("\n"), room))))
             break
         taken.append(document)
         room -= words

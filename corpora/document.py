@@ -26,3 +26,8 @@ class Document:
 def count_words(text: str) -> int:
     """Number of words: maximal runs of bytes other than ASCII white space, as `wc -w` counts in the C locale."""
     return len(text.encode().split())
+
+
+def words_of(text: str) -> list[str]:
+    """The words that `count_words` counts."""
+    return [word.decode() for word in text.encode().split()]

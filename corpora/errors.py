@@ -60,8 +60,9 @@ def differing_fields(found: object, expected: object, path: str = "") -> list[tu
     return [] if found == expected else [(path, found, expected)]
 
 
-def describe_differences(found: object, expected: object) -> str:
-    """One clause that names each differing field with both values."""
-    return "; ".join(
-        f"{path} is {old!r} there and {new!r} here" for path, old, new in differing_fields(found, expected)
-    )
+def describe_differences(found: object, expected: object, *, most: int = 10) -> str:
+    """One clause that names the differing fields with both values, at most so many of them."""
+    differences = differing_fields(found, expected)
+    named = [f"{path} is {old!r} there and {new!r} here" for path, old, new in differences[:most]]
+    more = [f"and {len(differences) - most} more"] if len(differences) > most else []
+    return "; ".join(named + more)

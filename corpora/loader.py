@@ -1,4 +1,4 @@
-"""Which rows a step reads: a pure function of (seed, step), whatever the world size, so that resuming replays nothing."""
+"""Which rows a step reads: a pure function of (seed, step), whatever the world size, so resuming replays nothing."""
 
 from __future__ import annotations
 

@@ -21,8 +21,8 @@ def make_batch(
 ) -> Batch:
     """The positions [start, stop) of each span as rows of `view`, padded to the longest.
 
-    A position is a target when the token that its output predicts belongs to the same document, is not a begin token
-    and, in a masked view, is hidden by the view's fold. An output may predict the token just after its row's last.
+    A token is a target when it is not a begin token and, in a masked view, is hidden by the view's fold. An output may
+    predict the token just after its row's last.
     """
     length = max(stop - start for start, stop in spans)
     shape = (len(spans), length)
@@ -33,8 +33,7 @@ def make_batch(
     for row, (start, stop) in enumerate(spans):
         size = stop - start
         # one token more than the row, so that its last output has a target
-        tokens = stream.tokens(start, min(start + size + view.shift, len(stream)))
-        documents = stream.document_of(np.arange(start, start + len(tokens)))
+        tokens = stream.tokens(start, min(stop + view.shift, len(stream)))
         wanted = tokens != token_ids.begin
         seen = tokens
         if view.objective == "masked":
@@ -42,10 +41,11 @@ def make_batch(
             wanted &= hidden
             seen = _corrupted(start, tokens, hidden, view, token_ids, vocab_size)
         inputs[row, :size] = seen[:size]
-        segments[row, :size] = documents[:size] - documents[0] if view.isolated else 0
-        # output t predicts the token at t + shift, inside the same document
-        ahead = np.arange(view.shift, len(tokens))
-        ahead = ahead[wanted[ahead] & (documents[ahead] == documents[ahead - view.shift])]
+        documents = stream.document_of(np.arange(start, stop))
+        segments[row, :size] = documents - documents[0] if view.isolated else 0
+        # output t predicts the token at t + shift: of the same document, unless that one is a begin token
+        ahead = np.flatnonzero(wanted)
+        ahead = ahead[ahead >= view.shift]
         targets[row, ahead - view.shift] = tokens[ahead]
         positions[row, ahead - view.shift] = start + ahead
     return Batch(

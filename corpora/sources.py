@@ -1,23 +1,29 @@
 """Documents out of files, or out of the embedded grammar.
 
-`.jsonl` and `.jsonl.zst`: one document a line, its text under `text`, its name under `id` if it has one. `.txt`: one
-document a file. `.train` (the challenge's form): a whole domain in one file without borders that can be trusted; it is
-cut at line ends into documents of at most `max_document_words` words.
+`.jsonl` and `.jsonl.zst`: one document a line, its text under `text`. `.txt`: one document a file. `.train` (the
+challenge's form): a whole domain in one file without borders that can be trusted; it is cut at line ends into documents
+of at most `max_document_words` words. Files are UTF-8; a byte order mark is dropped and lines may end in CRLF.
+
+A document is named by its place, `file:number` below the root: unique, and the same wherever the folder stands.
 """
 
 from __future__ import annotations
 
+import codecs
 import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from corpora.config import CorpusConfig
-from corpora.document import Document, count_words
+from corpora.document import Document, count_words, words_of
 from corpora.errors import InputRefused
 from corpora.storage import file_digest
 
 ENDINGS = (".jsonl.zst", ".jsonl", ".txt", ".train")
+# what JSON can spell and UTF-8 text cannot hold, or should not: lone surrogates and NUL
+_NO_CHARACTER = re.compile("[\0\ud800-\udfff]")
 
 
 def read_documents(config: CorpusConfig, seed: int) -> Iterator[Document]:
@@ -27,27 +33,29 @@ def read_documents(config: CorpusConfig, seed: int) -> Iterator[Document]:
 
         yield from generate_documents(config.words or 400_000, seed)
         return
-    for path in source_files(config):
-        for document in READERS[ending(path)](path, config.max_document_words):
-            yield from cut_document(document, config.max_document_words)
+    for name, path in source_files(config).items():
+        for number, text in READERS[ending(path)](path, config.max_document_words):
+            if text.strip():
+                document = Document(id=f"{name}:{number}", source=source_name(path), text=text)
+                yield from cut_document(document, config.max_document_words)
 
 
 def source_identity(config: CorpusConfig) -> dict[str, str]:
     """What the text is made from: the digest of each file, or of the grammar's own source."""
     if config.source == "synthetic":
         return {path.name: file_digest(path) for path in sorted(Path(__file__).parent.glob("synthetic*.py"))}
-    root = Path(config.root or "")
-    return {str(path.relative_to(root)): file_digest(path) for path in source_files(config)}
+    return {name: _readable_digest(path) for name, path in source_files(config).items()}
 
 
-def source_files(config: CorpusConfig) -> list[Path]:
-    """The readable files below `corpus.root`, sorted; raises InputRefused when there is none."""
+def source_files(config: CorpusConfig) -> dict[str, Path]:
+    """The text files below `corpus.root` by their name below it, sorted; raises InputRefused when there is none."""
     if not config.root:
         raise InputRefused("corpus.root: not set; the source 'folder' reads the files below it: give corpus.root=DIR")
     root = Path(config.root)
     if not root.is_dir():
         raise InputRefused(f"corpus.root: {root} is not a folder; give one that holds {', '.join(ENDINGS)} files")
-    files = sorted(path for path in root.rglob("*") if path.is_file() and path.name.endswith(ENDINGS))
+    found = (path for path in root.rglob("*") if path.name.endswith(ENDINGS) and not path.is_dir())
+    files = {path.relative_to(root).as_posix(): path for path in sorted(found)}
     if not files:
         raise InputRefused(f"corpus.root: {root} holds no file that ends in {', '.join(ENDINGS)}; put the text there")
     return files
@@ -64,11 +72,11 @@ def source_name(path: Path) -> str:
 
 
 def cut_document(document: Document, max_words: int) -> Iterator[Document]:
-    """The document itself, or, when it is longer than `max_words`, its pieces cut at paragraphs (single newlines)."""
+    """The document itself, or, when it is longer than `max_words`, its pieces cut at line ends."""
     if count_words(document.text) <= max_words:
         yield document
         return
-    for number, text in enumerate(gather_lines(document.text.splitlines(), max_words)):
+    for number, text in enumerate(gather_lines(document.text.split("\n"), max_words)):
         yield Document(id=f"{document.id}#{number}", source=document.source, text=text, group=document.id)
 
 
@@ -92,24 +100,21 @@ def _cut_line(line: str, max_words: int) -> Iterator[str]:
     if count_words(line) <= max_words:
         yield line
         return
-    words = line.split()
+    words = words_of(line)
     for start in range(0, len(words), max_words):
         yield " ".join(words[start : start + max_words])
 
 
-def _read_jsonl(path: Path, max_words: int) -> Iterator[Document]:
-    name = source_name(path)
+# Readers give each text with its number in the file: of the line, or of the document.
+
+
+def _read_jsonl(path: Path, max_words: int) -> Iterator[tuple[int, str]]:
     for number, line in enumerate(_text_lines(path), start=1):
-        if not line.strip():
-            continue
-        text, identifier = _text_and_id(line, f"{path}:{number}")
-        if text.strip():
-            yield Document(
-                id=f"{name}/{number}" if identifier is None else f"{name}/{identifier}", source=name, text=text
-            )
+        if line.strip():
+            yield number, _text_of(line, f"{path}:{number}")
 
 
-def _text_and_id(line: str, place: str) -> tuple[str, object]:
+def _text_of(line: str, place: str) -> str:
     try:
         row: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -121,37 +126,38 @@ def _text_and_id(line: str, place: str) -> tuple[str, object]:
         raise InputRefused(
             f"{place}: no text: found {found}, expected an object whose 'text' is a string; mend the line"
         )
-    try:
-        row["text"].encode()
-    except UnicodeEncodeError as error:
-        raise InputRefused(f"{place}: the text holds a lone surrogate, which is no character; mend the line") from error
-    return row["text"], row.get("id")
+    if wrong := _NO_CHARACTER.search(row["text"]):
+        raise InputRefused(f"{place}: the text holds {wrong[0]!a}, which is no character; mend the line")
+    return row["text"]
 
 
-def _read_txt(path: Path, max_words: int) -> Iterator[Document]:
-    text = "".join(_text_lines(path))
-    if text.strip():
-        yield Document(id=source_name(path), source=source_name(path), text=text)
+def _read_txt(path: Path, max_words: int) -> Iterator[tuple[int, str]]:
+    yield 1, "".join(_text_lines(path))
 
 
-def _read_train(path: Path, max_words: int) -> Iterator[Document]:
-    name = source_name(path)
+def _read_train(path: Path, max_words: int) -> Iterator[tuple[int, str]]:
     lines = (line.rstrip("\n") for line in _text_lines(path))
-    for number, text in enumerate(gather_lines(lines, max_words)):
-        if text.strip():
-            yield Document(id=f"{name}/{number}", source=name, text=text)
+    yield from enumerate(gather_lines(lines, max_words), start=1)
 
 
 def _text_lines(path: Path) -> Iterator[str]:
-    """Lines of a UTF-8 file, with their newline; the place of a byte that is not UTF-8 is named."""
+    """Lines of a UTF-8 file, each ending in a newline but perhaps the last; what is no text is refused by its place."""
     for number, line in enumerate(_byte_lines(path), start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            yield line.decode("utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputRefused(
                 f"{path}:{number}: byte {error.start + 1} of the line (0x{line[error.start]:02x}) is not UTF-8; "
                 "convert the file, for example with iconv -t UTF-8"
             ) from error
+        if b"\0" in line:
+            raise InputRefused(
+                f"{path}:{number}: byte {line.index(0) + 1} of the line is NUL, which no text holds; "
+                "if the file is UTF-16, convert it with iconv -f UTF-16 -t UTF-8"
+            )
+        yield text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
 def _byte_lines(path: Path) -> Iterator[bytes]:
@@ -159,12 +165,15 @@ def _byte_lines(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             yield from file
         return
-    tail = b""
+    begun: list[bytes] = []  # of the line whose end has not been met
     for piece in _decompressed(path):
-        *lines, tail = (tail + piece).split(b"\n")
-        yield from (line + b"\n" for line in lines)
-    if tail:
-        yield tail
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        for other in others:
+            yield b"".join(begun) + b"\n"
+            begun = [other]
+    if any(begun):
+        yield b"".join(begun)
 
 
 def _decompressed(path: Path) -> Iterator[bytes]:
@@ -174,15 +183,24 @@ def _decompressed(path: Path) -> Iterator[bytes]:
     with path.open("rb") as file:
         piece = file.read(1 << 20)
         try:
-            while piece:
+            while True:
                 frame = zstandard.ZstdDecompressor().decompressobj()
                 while piece and not frame.eof:
                     yield frame.decompress(piece)
                     piece = frame.unused_data or file.read(1 << 20)
                 if not frame.eof:
-                    raise InputRefused(f"{path}: ends inside a Zstandard frame; copy the file again")
+                    raise InputRefused(f"{path}: empty, or ends inside a Zstandard frame; copy the file again")
+                if not piece:
+                    return
         except zstandard.ZstdError as error:
-            raise InputRefused(f"{path}: not a Zstandard file ({error}); copy it again") from error
+            raise InputRefused(f"{path}: not a readable Zstandard file ({error}); copy it again") from error
+
+
+def _readable_digest(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise InputRefused(f"{path}: cannot be read ({error.strerror}); mend it or take it away") from error
 
 
 READERS = {".jsonl.zst": _read_jsonl, ".jsonl": _read_jsonl, ".txt": _read_txt, ".train": _read_train}

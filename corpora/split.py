@@ -34,8 +34,8 @@ def split_documents(documents: Sequence[Document], config: SplitConfig, seed: in
     for name, members in streams.items():
         if not members:
             raise InputRefused(
-                f"corpus: {len(documents)} documents leave the stream '{name}' empty; it takes whole documents up to its "
-                f"share (corpus.split): add documents, or cut them into more files, or raise the share"
+                f"corpus: {len(documents)} documents leave the stream '{name}' empty; it takes whole documents up to "
+                "its share (corpus.split): add documents, or cut them into more files, or raise the share"
             )
         members.sort(key=lambda document: (address(seed, "order", document.id), document.id))
     return streams

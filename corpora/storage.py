@@ -2,8 +2,8 @@
 
 A file is written under a unique temporary name, flushed and synced, renamed, and its folder synced; only then does the
 call return. A folder exists when its `manifest.json`, written last, says so: the manifest names every file with size
-and digest, the fingerprint (every input that affects the bytes) and a few facts. Readers verify a file once a process,
-at first touch.
+and digest, the fingerprint (every input that affects the bytes) and a few facts, and carries a digest of itself.
+Readers verify a file once a process, at first touch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,20 +23,21 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from corpora.errors import Damaged, InputRefused, NoRoom, describe_differences
+from corpora.errors import Damaged, InputRefused, NoRoom, describe_differences, differing_fields
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _TEMPORARY = ".partial"
 _OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_verified: set[tuple[str, int, int]] = set()
+_verified: set[tuple[str, int, int, str]] = set()
 
-# Tests replace this to inject faults: it is called with the operation ("write", "sync", "rename") and the path.
-fault: Callable[[str, Path], None] = lambda operation, path: None  # noqa: E731
+
+def fault(operation: str, path: Path) -> None:
+    """Called before each "write", "sync" and "rename"; tests put a function in its place that fails or kills."""
 
 
 def canonical_json(value: object) -> str:
-    """JSON text that is equal exactly when the values are equal."""
+    """JSON text that does not depend on the order in which keys were set; NaN and infinity raise ValueError."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
@@ -47,7 +48,11 @@ def digest(data: bytes | memoryview) -> str:
 
 def fingerprint_digest(fingerprint: object) -> str:
     """Short name (8 hexadecimal digits) of a fingerprint."""
-    return digest(canonical_json(fingerprint).encode())[:8]
+    return _json_digest(fingerprint)[:8]
+
+
+def _json_digest(value: object) -> str:
+    return digest(canonical_json(value).encode("utf-8", "surrogatepass"))  # a damaged manifest may hold anything
 
 
 def file_digest(path: Path) -> str:
@@ -75,6 +80,7 @@ def _out_of_room_named(path: Path, size: int) -> Iterator[None]:
 
 
 def _sync_folder(folder: Path) -> None:
+    fault("sync", folder)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,12 +89,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents; a parent that is a file is refused."""
-    try:
-        with _out_of_room_named(path, 4096):
-            path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputRefused(f"{path}: a file stands where a folder is needed; move it away") from error
+    """Create a folder and its parents, durably; a parent that is a file is refused."""
+    missing = [folder for folder in (path, *path.parents) if not folder.is_dir()]
+    for folder in reversed(missing):
+        try:
+            with _out_of_room_named(folder, 4096):
+                folder.mkdir(exist_ok=True)  # another process may be faster
+                _sync_folder(folder.parent)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise InputRefused(f"{folder}: a file stands where a folder is needed; move it away") from error
 
 
 def write_file(path: Path, data: bytes | memoryview) -> None:
@@ -122,7 +131,7 @@ def write_json(path: Path, value: object) -> None:
 def read_json(path: Path) -> Any:
     """Parse a JSON file of ours; raises Damaged when it is missing or not JSON."""
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(path.read_bytes().decode())
     except FileNotFoundError as error:
         raise Damaged(f"{path}: missing; delete {path.parent} and run the same command again") from error
     except (ValueError, RecursionError) as error:
@@ -147,7 +156,7 @@ class Manifest:
             status = path.stat()
         except FileNotFoundError as error:
             raise Damaged(f"{path}: missing, but the manifest lists it; {self._remedy}") from error
-        touched = (str(path.resolve()), status.st_mtime_ns, status.st_size)
+        touched = (str(path.resolve()), status.st_mtime_ns, status.st_size, listed["digest"])
         if touched not in _verified:
             found = file_digest(path)
             if status.st_size != listed["size"] or found != listed["digest"]:
@@ -168,28 +177,34 @@ class Manifest:
 
     def require(self, kind: str, fingerprint: dict[str, Any]) -> Manifest:
         """This manifest, if it was made from these inputs; raises InputRefused that names the differing fields."""
-        if (self.kind, self.fingerprint) != (kind, fingerprint):
-            differences = describe_differences({"kind": self.kind, **self.fingerprint}, {"kind": kind, **fingerprint})
+        found = {"kind": self.kind, **self.fingerprint}
+        expected = json.loads(canonical_json({"kind": kind, **fingerprint}))  # as it would have been read back
+        if differing_fields(found, expected):
             raise InputRefused(
-                f"{self.folder}: made from other inputs: {differences}; use another run_dir, or {self._remedy}"
+                f"{self.folder}: made from other inputs: {describe_differences(found, expected)}; "
+                f"use another run_dir, or {self._remedy}"
             )
         return self
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest of a folder, or None when the folder was never finished; raises Damaged when it cannot be read."""
+    """The manifest of a folder, or None when the folder was never finished.
+
+    Raises Damaged when it cannot be parsed or fails its own digest, InputRefused when it is of another format.
+    """
     path = folder / MANIFEST
     if not path.exists():
         return None
     value = read_json(path)
-    try:
-        if value["format"] != FORMAT_VERSION:
-            raise InputRefused(
-                f"{path}: format {value['format']}, this version reads {FORMAT_VERSION}; delete {folder}"
-            )
-        return Manifest(folder, value["kind"], value["fingerprint"], value["facts"], value["files"])
-    except (KeyError, TypeError) as error:
-        raise Damaged(f"{path}: not a manifest; delete {folder} and run the same command again") from error
+    stored = value if isinstance(value, dict) else {}
+    remedy = f"delete {folder} and run the same command again"
+    if stored.get("format") != FORMAT_VERSION:
+        raise InputRefused(f"{path}: format {stored.get('format')}, this version reads {FORMAT_VERSION}; {remedy}")
+    expected = stored.pop("digest", None)
+    found = _json_digest(stored)
+    if found != expected:
+        raise Damaged(f"{path}: its content has digest {found}, it says {expected}; {remedy}")
+    return Manifest(folder, stored["kind"], stored["fingerprint"], stored["facts"], stored["files"])
 
 
 class FolderWriter:
@@ -203,8 +218,8 @@ class FolderWriter:
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Commit one file and list it in the manifest to come."""
+        self._written.append(name)  # before it is there: a sync that fails may leave it behind
         write_file(self.folder / name, data)
-        self._written.append(name)
         self.files[name] = {"size": len(data), "digest": digest(data)}
 
     def write_json(self, name: str, value: object) -> None:
@@ -221,8 +236,21 @@ class FolderWriter:
         """List a file that an earlier, interrupted run has committed."""
         self.files[name] = listed
 
+    def commit(self, kind: str, fingerprint: dict[str, Any]) -> None:
+        """Write the manifest: from here on the folder exists."""
+        value = {
+            "format": FORMAT_VERSION,
+            "kind": kind,
+            "fingerprint": fingerprint,
+            "facts": self.facts,
+            "files": self.files,
+        }
+        write_json(self.folder / MANIFEST, {**value, "digest": _json_digest(value)})
+
     def discard(self) -> None:
         """Remove what this writer wrote: without a manifest it is nothing. Adopted files stay for the next attempt."""
+        with contextlib.suppress(OSError):  # the error that brought us here is the one to tell
+            _remove_manifest(self.folder)
         for name in self._written:
             (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder may hold checkpoints or shards that a resume will use
@@ -231,31 +259,31 @@ class FolderWriter:
 
 @contextlib.contextmanager
 def new_folder(folder: Path, *, kind: str, fingerprint: dict[str, Any]) -> Iterator[FolderWriter]:
-    """Write a folder whose manifest is committed last; an exception inside leaves no file of it behind."""
+    """Write a folder whose manifest is committed last; an exception inside leaves no file of it behind.
+
+    A folder that is written anew counts as unfinished from the first moment.
+    """
     make_folder(folder)
+    _remove_manifest(folder)
     writer = FolderWriter(folder)
     try:
         yield writer
-        write_json(
-            folder / MANIFEST,
-            {
-                "format": FORMAT_VERSION,
-                "kind": kind,
-                "fingerprint": fingerprint,
-                "facts": writer.facts,
-                "files": writer.files,
-            },
-        )
+        writer.commit(kind, fingerprint)
     except BaseException:
         writer.discard()
         raise
 
 
+def _remove_manifest(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        (folder / MANIFEST).unlink()
+        _sync_folder(folder)
+
+
 def remove_folder(folder: Path) -> None:
     """Delete a folder, its manifest first, so that a half-deleted one does not count as existing."""
-    (folder / MANIFEST).unlink(missing_ok=True)
     if folder.exists():
-        _sync_folder(folder)
+        _remove_manifest(folder)
         shutil.rmtree(folder)
 
 
@@ -273,43 +301,61 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     make_folder(folder)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            sweep(folder)
-            yield
+        lock.acquire()
     except Timeout as error:
         raise InputRefused(f"{folder}: another process is writing here; wait for it, or use another run_dir") from error
+    try:
+        sweep(folder)
+        yield
+    finally:
+        lock.release()
 
 
 class AppendLog:
     """A JSON Lines file that grows by whole lines and is cut back to a known length when a run resumes."""
 
     def __init__(self, path: Path, *, length: int = 0) -> None:
-        """Open `path` for appending after its first `length` bytes; what follows them is cut off."""
+        """Open `path` for appending after its first `length` bytes; what follows them is cut off.
+
+        Raises Damaged when it is shorter than that.
+        """
         make_folder(path.parent)
-        self.path = path
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        size = self._file.seek(0, os.SEEK_END)
+        size = path.stat().st_size if path.exists() else 0
         if size < length:
             raise Damaged(f"{path}: {size} bytes, the checkpoint saw {length}; delete {path.parent} and run again")
-        self._file.truncate(length)
-        self._file.seek(length)
+        self.path = path
+        # unbuffered: nothing is left to be written when a line has failed
+        self._file = path.open("ab", buffering=0)
+        self._cut(length)
+        _sync_folder(path.parent)
 
     def append(self, record: dict[str, Any]) -> None:
-        """Add one record as a line of canonical JSON."""
+        """Add one record as a line of canonical JSON, whole or not at all; raises NoRoom."""
         line = (canonical_json(record) + "\n").encode()
-        with _out_of_room_named(self.path, len(line)):
-            fault("write", self.path)
-            self._file.write(line)
-            self._file.flush()
+        length = self._file.tell()
+        try:
+            with _out_of_room_named(self.path, len(line)):
+                fault("write", self.path)
+                rest = memoryview(line)
+                while rest:
+                    rest = rest[self._file.write(rest) :]
+        except BaseException:
+            self._cut(length)
+            raise
 
     def synced_length(self) -> int:
         """Length in bytes, after everything appended so far has reached the disk."""
         with _out_of_room_named(self.path, 0):
-            self._file.flush()
+            fault("sync", self.path)
             os.fsync(self._file.fileno())
         return self._file.tell()
 
     def close(self) -> None:
-        """Flush and close."""
+        """Close the file."""
         self._file.close()
+
+    def _cut(self, length: int) -> None:
+        self._file.truncate(length)
+        self._file.seek(length)

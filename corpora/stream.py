@@ -12,7 +12,7 @@ import numpy as np
 
 from corpora.document import Document, count_words
 from corpora.errors import InputRefused
-from corpora.storage import FolderWriter, Manifest
+from corpora.storage import FolderWriter, Manifest, digest
 from corpora.tokenizer import TextTokenizer
 
 SHARD_TOKENS = 1 << 24  # 16.8M tokens: 32 MiB as uint16
@@ -77,8 +77,6 @@ def write_stream(
     writer: FolderWriter, name: str, documents: Sequence[Document], tokenizer: TextTokenizer
 ) -> dict[str, object]:
     """Tokenise documents into the shards of one stream; returns its facts for the manifest."""
-    import xxhash
-
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
     encoded = [np.array(ids, dtype) for ids in tokenizer.encode_batch([document.text for document in documents])]
     tokens = np.concatenate(list(_with_begin_tokens(encoded, tokenizer.token_ids.begin, dtype)))
@@ -93,7 +91,7 @@ def write_stream(
         f"{name}-document_bytes.npy", np.array([len(document.text.encode()) for document in documents], np.int64)
     )
     return {
-        "digest": xxhash.xxh3_128_hexdigest(tokens.tobytes() + offsets.tobytes()),
+        "digest": digest(tokens.tobytes() + offsets.tobytes()),
         "tokens": len(tokens),
         "documents": len(documents),
         "words": int(starts.sum()),

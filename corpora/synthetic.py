@@ -46,7 +46,7 @@ from corpora.synthetic_lexicon import (
     Noun,
 )
 
-SHORTEST, LONGEST = 45, 92  # words after which a document is looking for its end; it has at most LONGEST + 12
+SHORTEST, LONGEST = 45, 90  # words after which a document is looking for its end; it has at most LONGEST + 10
 Sentences = Iterator[str]
 Construction = Callable[[Draft, Phrase, str], str]
 
@@ -72,7 +72,7 @@ def derive_documents(words: int, seed: int) -> Iterator[tuple[Document, list[Com
 def derive_document(seed: int, number: int) -> tuple[Document, list[Combination]]:
     """Document `number` of a seed, with the combinations of words that its derivation used."""
     rng = random.Random(f"{seed}/{number}")
-    register = rng.choices(tuple(REGISTERS), (0.28, 0.42, 0.3))[0]
+    register = rng.choices(tuple(REGISTERS), (0.3, 0.36, 0.34))[0]
     write, separator, determiners, tenses = REGISTERS[register]
     draft = Draft(rng, rng.choice(TOPICS), determiners, tenses)
     enough = rng.randint(SHORTEST, LONGEST)
@@ -80,7 +80,7 @@ def derive_document(seed: int, number: int) -> tuple[Document, list[Combination]
     length = 0
     for sentence in write(draft):
         more = count_words(sentence)
-        if length + more > LONGEST + 12:
+        if length + more > LONGEST + 10:
             break
         sentences.append(sentence)
         length += more
@@ -104,7 +104,7 @@ def child_directed(draft: Draft) -> Sentences:
     focus = draft.pick(noun_table("anything", draft.topic))
     mover = focus if focus.animate else draft.pick(noun_table("animal", draft.topic))
     draft.mentioned = [focus, mover]
-    greeting = draft.one_of("Look at the {}!", "Can you see the {}?", "Here is the {}.", "Where is the {}?")
+    greeting = draft.one_of("Look at the {}!", "What about the {}?", "Here is the {}.", "Where is the {}?")
     yield greeting.format(focus.lemma)
     while True:
         yield naming(draft, focus) if draft.chance(0.22) else turn(draft, focus, mover)
@@ -114,7 +114,7 @@ def turn(draft: Draft, focus: Noun, mover: Noun) -> str:
     """One turn with the mover, a relative, the child or the speaker as its subject."""
     if draft.chance(0.12):
         return imperative(draft, focus)
-    noun = draft.one_of(mover, mover, mover, draft.one_of(*RELATIVES), YOU, ME)
+    noun = draft.one_of(mover, mover, mover, mover, draft.one_of(*RELATIVES), draft.one_of(YOU, ME))
     subject = noun_phrase(draft, noun, draft.chance(0.35))
     if noun is mover and draft.chance(0.15):
         subject = Phrase("it", mover, "s")
@@ -130,7 +130,7 @@ def naming(draft: Draft, focus: Noun) -> str:
     thing = noun_phrase(draft, focus, plural, draft.one_of("this", "that"), 0.3)
     if draft.chance(0.6):
         return finish(say.describe(draft, thing, "present"))
-    return f"{draft.one_of('Do you like', 'Can you see', 'Do you want')} {thing.text}?"
+    return f"{draft.one_of('What about', 'And what about', 'Where did you put')} {thing.text}?"
 
 
 def imperative(draft: Draft, focus: Noun) -> str:
@@ -299,7 +299,7 @@ def animal_facts(draft: Draft, noun: Noun) -> tuple[str, list[str]]:
     facts = [
         draft.one_of(f"{many} live {where} and eat {food}", f"{one} eats {food} and lives {where}"),
         draft.one_of(f"{most(draft)} {many} have {colour} {covering}", f"the {covering} of {one} is {colour}"),
-        draft.one_of(f"{food} are the food of {many}", f"every {noun.lemma} likes to eat {food}"),
+        draft.one_of(f"{food} are the food of {many}", f"the best food of every {noun.lemma} is {food}"),
     ]
     if allowed_ability(noun, ability):
         able = " ".join(ability)
@@ -340,7 +340,7 @@ def thing_facts(draft: Draft, noun: Noun) -> tuple[str, list[str]]:
     facts = [
         draft.one_of(f"{one} is the {kind} of the {user}", f"the {user} uses the {noun.lemma} every day"),
         draft.one_of(f"{most(draft)} {many} are {colour}", f"{one} is usually {colour}"),
-        draft.one_of(f"people keep {many} {where}", f"the {many} of the {user} are {where}"),
+        draft.one_of(f"{many} belong {where}", f"the {many} of the {user} are {where}"),
     ]
     return finish(first), [finish(fact) for fact in facts]
 
@@ -367,36 +367,38 @@ def _constructions(**weights: float) -> Table:
 
 
 CHILD_DIRECTED = _constructions(
-    plain=14, copular=7, attractor=2, relative=2, reflexive=6, embedded_reflexive=1.5, coordinated=2, negated=8,
-    no_subject=2.5, existential=7, scalar=2, wh_question=14, yes_no_question=12, embedded=6, verb_phrase_ellipsis=4,
-    noun_ellipsis=3, quantified=1.5, subordinate=3,
+    plain=14, copular=12, attractor=3, relative=3, reflexive=7, embedded_reflexive=1.5, coordinated=2, negated=8,
+    no_subject=2.5, existential=6, scalar=2, wh_question=11, yes_no_question=10, embedded=7, verb_phrase_ellipsis=7,
+    noun_ellipsis=3, quantified=2, subordinate=3,
 )  # fmt: skip
 STORY = _constructions(
-    plain=22, copular=5, attractor=6, relative=7, reflexive=8, embedded_reflexive=4, coordinated=2.5, negated=7,
-    no_subject=5, existential=4, scalar=4, wh_question=1.5, embedded=10, verb_phrase_ellipsis=5, noun_ellipsis=5,
-    quantified=2.5, somewhere=3, subordinate=6,
+    plain=18, copular=10, attractor=6, relative=6, reflexive=12, embedded_reflexive=4, coordinated=2.5, negated=6,
+    no_subject=4, existential=4, scalar=4, wh_question=1.5, embedded=10, verb_phrase_ellipsis=7, noun_ellipsis=4,
+    quantified=2.5, somewhere=3, subordinate=5,
 )  # fmt: skip
 ENCYCLOPAEDIA = _constructions(
-    plain=14, copular=5, attractor=12, relative=13, reflexive=6, embedded_reflexive=2.5, coordinated=4, negated=6,
-    no_subject=7, existential=8, scalar=6, embedded=6, verb_phrase_ellipsis=4, noun_ellipsis=4, quantified=9,
+    plain=16, copular=10, attractor=12, relative=12, reflexive=7, embedded_reflexive=2.5, coordinated=3, negated=6,
+    no_subject=6, existential=7, scalar=5, embedded=7, verb_phrase_ellipsis=5, noun_ellipsis=4, quantified=8,
     subordinate=4,
 )  # fmt: skip
 
 HERE = {
-    False: weighted(the=5, a=2, this=1.5, that=1, your=1.2, my=0.8, every=0.15),
-    True: weighted(the=4, some=1, this=1.5, that=1, your=1, two=1, many=0.6),
+    False: weighted(the=5, a=2.5, this=1.5, that=1, your=1, my=0.8, own=1, every=0.2),
+    True: weighted(the=4, some=1, this=1.5, that=1, your=0.8, own=1, two=1, many=0.8),
 }
 TOLD = {
-    False: weighted(the=5, a=2.5, this=0.5, that=0.8, his=0.5, her=0.5, every=0.2, another=0.3),
-    True: weighted(the=4, some=1.5, many=0.8, this=0.5, that=0.8, two=0.8, three=0.5, all=0.3, several=0.3),
+    False: weighted(the=4.5, a=3, this=0.9, that=1.2, own=2, every=0.3, another=0.4),
+    True: weighted(the=3.5, some=1.5, many=0.8, this=1, that=1.3, own=1.5, two=0.8, three=0.5, all=0.3, several=0.3),
 }
 STATED = {
-    False: weighted(the=4, a=3, this=0.5, that=0.5, every=0.5, each=0.3),
-    True: weighted(the=2, bare=4, most=0.8, many=1, some=1, all=0.6, this=0.5, that=0.5, few=0.2, several=0.3),
+    False: weighted(the=2.5, a=3.5, this=1.1, that=1.1, own=0.6, every=0.6, each=0.4),
+    True: weighted(
+        the=1.8, bare=3.5, most=0.8, many=1, some=1, all=0.6, this=1.2, that=1.2, own=0.8, few=0.2, several=0.3
+    ),
 }
-NOW = weighted(present=4, progressive=4, past=2.5, perfect=1.5, can=1, will=1)
-THEN = weighted(past=7, past_progressive=1, pluperfect=1.6)
-ALWAYS = weighted(present=8, perfect=1, can=0.8, must=0.2)
+NOW = weighted(present=5, progressive=4, past=1.5, perfect=1.5, can=0.7, will=0.7)
+THEN = weighted(past=6, past_progressive=2.2, pluperfect=1.4)
+ALWAYS = weighted(present=7, progressive=1, perfect=1.2, can=0.6, must=0.2)
 REGISTERS = {
     "child_directed": (child_directed, "\n", HERE, NOW),
     "story": (story, " ", TOLD, THEN),

@@ -7,6 +7,7 @@ quantifiers, gaps, ellipsis), beside the plain clauses that everything else is t
 from __future__ import annotations
 
 from corpora.synthetic_grammar import (
+    AGREEMENT,
     BE_PAST,
     BE_PRESENT,
     CLAUSAL,
@@ -72,10 +73,14 @@ def human(draft: Draft, subject: Phrase) -> Phrase:
 
 
 def with_gender(draft: Draft, subject: Phrase) -> Phrase:
-    """The subject with a gender, so that a reflexive can agree: a farmer may be a man or a woman."""
-    if subject.gender or not subject.noun.person or subject.plural:
+    """The subject if its reflexive is known, else somebody of known gender: a farmer may be a man or a woman."""
+    if subject.gender or not subject.noun.person or subject.plural or subject.noun in AGREEMENT:
         return subject
-    return Phrase(subject.text, subject.noun, subject.agreement, subject.also, draft.one_of("m", "f"))
+    choices = noun_table("human", draft.topic)
+    noun = draft.pick(choices)
+    while not noun.gender:
+        noun = draft.pick(choices)
+    return noun_phrase(draft, noun, False)
 
 
 def with_same_verb(draft: Draft, subject: Phrase, verb: Verb) -> Phrase | None:
@@ -253,7 +258,7 @@ def wh_question(draft: Draft, subject: Phrase, tense: str) -> str:
 
 def gap_verb(draft: Draft, subject: Phrase) -> tuple[str, Verb]:
     """A question word and a verb that leaves its place empty."""
-    if draft.chance(0.2):
+    if draft.chance(0.12):
         return "where", choose_verb(draft, subject, "intransitive")
     verb = choose_verb(draft, subject, "strict")
     things = "treasure" in verb.objects or "human" not in verb.objects
@@ -279,7 +284,7 @@ def embedded(draft: Draft, subject: Phrase, tense: str) -> str:
     other = other_subject(draft, subject)
     inner_tense = draft.one_of("past", tense)
     outer = simple_tense(tense)
-    if draft.chance(0.5):
+    if draft.chance(0.65):
         word, verb = gap_verb(draft, other)
         ending = adjunct(draft, 0.25) if word != "where" else ""
         matrix = VERB[draft.pick(CLAUSAL["wh"])]

@@ -34,7 +34,8 @@ from corpora.synthetic_lexicon import (
 
 RESERVED_SHARE = 0.15  # of all combinations of two words
 EVERYDAY = frozenset("live eat work use".split())  # needed to state facts about everything: never reserved
-TOPICAL, UNIVERSAL, FOREIGN = 1.0, 0.5, 0.025  # weight of a noun in its topic, of one without topic, of any other
+TOPICAL, UNIVERSAL, FOREIGN = 1.0, 0.8, 0.02  # weight of a noun in its topic, of one without topic, of any other
+NOUN_DECAY, VERB_DECAY = 0.7, 0.5  # exponents: how fast frequency falls with rank within a row of the lexicon
 Table = tuple[tuple[Any, ...], tuple[float, ...]]  # items and cumulative weights
 Combination = tuple[str, str, str]  # which relation, first lemma, second lemma
 
@@ -150,7 +151,13 @@ def noun_table(group: str, topic: str) -> Table:
 def _noun_weight(noun: Noun, topic: str) -> float:
     peers = [other for other in NOUNS if (other.kind, other.topic) == (noun.kind, noun.topic)]
     place = TOPICAL if noun.topic == topic else UNIVERSAL if not noun.topic else FOREIGN
-    return place * (peers.index(noun) + 1) ** -0.45
+    return place * (peers.index(noun) + 1) ** -NOUN_DECAY
+
+
+@cache
+def _verb_weight(verb: Verb) -> float:
+    peers = [other for other in VERBS if (other.subjects, other.objects) == (verb.subjects, verb.objects)]
+    return (peers.index(verb) + 1) ** -VERB_DECAY
 
 
 FRAMES = {
@@ -176,7 +183,7 @@ def verb_table(subject: Noun, frame: str, reserved: bool = False) -> Table:
             and subject.kind in verb.subjects
             and is_reserved("subject_verb", subject.lemma, verb.lemma) == reserved
         ),
-        lambda verb: affinity(subject.lemma, verb.lemma),
+        lambda verb: _verb_weight(verb) * affinity(subject.lemma, verb.lemma),
     )
 
 
@@ -235,8 +242,15 @@ def noun_group(draft: Draft, noun: Noun, plural: bool, adjective: float = 0.22) 
     return f"{draft.pick(adjective_table(noun.kind)).lemma} {form}" if draft.chance(adjective) else form
 
 
-def noun_phrase(draft: Draft, noun: Noun, plural: bool, determiner: str = "", adjective: float = 0.22) -> Phrase:
-    """A determiner and a noun group; a name stands alone."""
+def noun_phrase(
+    draft: Draft,
+    noun: Noun,
+    plural: bool,
+    determiner: str = "",
+    adjective: float = 0.22,
+    owner: Phrase | None = None,
+) -> Phrase:
+    """A determiner and a noun group; a name stands alone. The determiner `own` is the possessive of the owner."""
     if noun.proper:
         return Phrase(noun.lemma, noun, AGREEMENT.get(noun, "s"), gender=noun.gender)
     group = noun_group(draft, noun, plural, adjective)
@@ -247,8 +261,19 @@ def noun_phrase(draft: Draft, noun: Noun, plural: bool, determiner: str = "", ad
         else:
             draft.record.append(("demonstrative_noun", word, noun.lemma))
             word = demonstrative(word, plural)
+    if word == "own":
+        word = possessive(owner)
     text = with_article(group) if word == "a" else group if word == "bare" else f"{word} {group}"
     return Phrase(text, noun, "p" if plural else "s", gender=noun.gender)
+
+
+def possessive(owner: Phrase | None) -> str:
+    """The possessive pronoun that agrees with the owner; the article where there is none or it has no known gender."""
+    if owner is None or owner.noun in AGREEMENT:
+        return "the" if owner is None else {YOU: "your", ME: "my"}[owner.noun]
+    if owner.plural:
+        return "their"
+    return {"m": "his", "f": "her"}.get(owner.gender, "the" if owner.noun.person else "its")
 
 
 def any_noun_phrase(draft: Draft, group: str, determiner: str = "") -> Phrase:
@@ -389,9 +414,9 @@ def object_phrase(
             noun = draft.pick(choices)
         draft.mentioned.append(noun)
     else:
-        determiner = determiner or "the"
+        determiner = determiner or draft.one_of("the", "the", "own")
     draft.record.append(("verb_object", verb.lemma, noun.lemma))
-    return noun_phrase(draft, noun, draft.chance(0.4) if plural is None else plural, determiner)
+    return noun_phrase(draft, noun, draft.chance(0.4) if plural is None else plural, determiner, owner=subject)
 
 
 def adjunct(draft: Draft, probability: float = 1.0, *, described: bool = True) -> str:

@@ -184,8 +184,8 @@ PLACE_PREPOSITIONS = {
 }
 
 NAMES = {
-    "f": "Mia Nina Anna Rosa Emma Ruby Clara Nora Ella Sara Julia Alice Molly Eva Grace Hanna Vera Iris Lucy Zoe",
-    "m": "Tom Ben Max Leo Sam Jack Oscar Felix Peter Noah Henry Paul Simon Hugo Adam Luke Otto Ivan Frank Karl",
+    "f": "Mia Anna Emma Nora Sara Julia Alice Molly Eva Lucy Nina Rosa",
+    "m": "Tom Ben Max Leo Sam Jack Oscar Peter Noah Henry Paul Simon",
 }
 FAMILY_NAMES = {"f": "Mummy Granny", "m": "Daddy Grandpa"}
 
@@ -217,7 +217,8 @@ VERB_ROWS = (
     ("transitive", "human", "item furniture vehicle", "clean wash push pull"),
     ("transitive", "human", "clothes", "wear/wore/worn tear/tore/torn fold mend"),
     ("transitive", "human", "food", "peel slice"),
-    ("transitive", "animate", "animate", "help follow chase meet/met scare hear/heard bite/bit/bitten"),
+    ("transitive", "animate", "animate", "help follow chase meet/met scare hear/heard"),
+    ("transitive", "animal", "animate portable", "bite/bit/bitten"),
     ("transitive", "human", "human", "greet thank hug+ teach/taught call trust visit"),
     ("transitive", "human", "animal", "feed/fed catch/caught tame"),
     ("transitive", "human", "vehicle", "drive/drove/driven repair ride/rode/ridden"),
@@ -234,13 +235,11 @@ REFLEXIVE_VERBS = (
 )
 # Where English is firmer than our frames, the pairs keep to these: `watched` may drop its object, `walked` take one.
 OBJECT_NEEDED = (
-    "find like want love admire describe carry hold bring buy choose take lose touch throw fix use wear mend peel greet "
-    "thank hug trust catch tame protect blame surprise comfort praise introduce lift keep scare chase"
+    "find like want love admire describe carry hold bring buy choose take lose touch throw fix use wear mend peel "
+    "greet thank hug trust catch tame protect blame surprise comfort praise introduce lift keep scare chase"
 )
 OBJECT_IMPOSSIBLE = "sleep laugh smile arrive yawn sneeze crawl tremble shiver kneel fall wait swim sit rise cry sneak"
-INANIMATE_CAUSES = (
-    "hurt warm calm scratch protect surprise scare help touch hold keep need bring cut follow comfort blow"
-)
+INANIMATE_CAUSES = "hurt warm calm scratch protect surprise scare help touch hold need cut follow comfort blow"
 THAT_VERBS = "know think say believe hope learn discover guess remember understand forget"
 WH_VERBS = "know wonder ask learn discover guess remember understand forget"
 
@@ -251,7 +250,7 @@ ADJECTIVE_ROWS = (
     ("human", "kind tall polite rich busy famous"),
     ("animal", "wild noisy fat fast"),
     ("item furniture vehicle plant", "red blue green yellow white black"),
-    ("item furniture vehicle", "new dirty heavy wooden shiny broken cheap"),
+    ("item furniture vehicle", "new dirty heavy wooden shiny rusty cheap"),
     ("food", "sweet fresh ripe tasty sour warm"),
     ("place", "dark cold empty large crowded"),
     ("clothes household toy", "soft long"),

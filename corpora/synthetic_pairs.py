@@ -243,8 +243,10 @@ def gendered(draft: Draft, gender: str) -> Phrase:
     """A name or a noun of this gender."""
     if draft.chance(0.5):
         return noun_phrase(draft, draft.one_of(*(name for name in PERSON_NAMES if name.gender == gender)), False)
-    nouns, _ = noun_table("human", draft.topic)
-    return noun_phrase(draft, draft.one_of(*(noun for noun in nouns if noun.gender == gender)), False)
+    noun = draft.pick(noun_table("human", draft.topic))
+    while noun.gender != gender:
+        noun = draft.pick(noun_table("human", draft.topic))
+    return noun_phrase(draft, noun, False)
 
 
 def reflexive_gender(draft: Draft, number: int) -> Pair | None:

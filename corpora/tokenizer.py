@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from corpora.token_ids import TokenIds
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")  # in the order of TokenIds
 _WHITE = b" \t\n\r\x0b\x0c"
+# between white space that is not ASCII, which words may hold, and white space that ends words
+_BORDER = re.compile(r"(?<=[^\S \t\n\r\x0b\x0c])(?=[ \t\n\r\x0b\x0c])")
 
 
 class TextTokenizer:
@@ -84,7 +87,8 @@ def train_bpe(texts: Iterable[str], config: TokenizerConfig) -> TextTokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    # no merge reaches across such a border, so that two words never start in one token
+    tokenizer.train_from_iterator((piece for text in texts for piece in _BORDER.split(text)), trainer)
     return TextTokenizer(tokenizer)
 
 
@@ -108,7 +112,7 @@ def write_tokenizer(writer: FolderWriter, tokenizer: TextTokenizer) -> None:
 
 
 def read_tokenizer(folder: Path) -> TextTokenizer:
-    """The tokenizer of a committed folder; raises Damaged."""
+    """The tokenizer of a committed folder, or of one that Hugging Face libraries wrote; raises Damaged."""
     manifest = read_manifest(folder)
     path = manifest.verified("tokenizer.json") if manifest else folder / "tokenizer.json"
     try:

@@ -1,7 +1,7 @@
 """Windows over a stream in which every target is read once: how caches are made and streams are scored.
 
 A document that fits a window is read once, without overlap. A longer one is read in strided windows: causal windows
-keep the targets that the window before has not given, so that each is read with at least `overlap` tokens of context;
+keep the targets that the window before has not given, so that each is read with at least half a window of context;
 masked windows overlap by half and keep the record that is farther from an edge.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -30,10 +31,9 @@ class Window:
 
 def plan_windows(stream: Stream, size: int, *, objective: str) -> list[Window]:
     """Windows of at most `size` tokens, in order, that together keep every position of the stream exactly once."""
-    offsets = stream.document_offsets.tolist()
     return [
         window
-        for start, stop in zip(offsets, offsets[1:], strict=False)
+        for start, stop in pairwise(stream.document_offsets.tolist())
         for window in document_windows(start, stop, size, objective=objective)
     ]
 

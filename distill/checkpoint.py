@@ -15,6 +15,7 @@ from corpora.errors import Damaged
 from corpora.storage import new_folder, read_manifest, remove_folder
 
 KEPT = 2  # once two valid checkpoints exist there are never fewer
+FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     fingerprint: dict[str, Any],
 ) -> None:
-    """Commit the state after `step` steps, then delete all but the newest two valid checkpoints."""
-    with new_folder(folder / f"step-{step:08d}", kind="checkpoint", fingerprint=fingerprint) as writer:
-        writer.write("model.safetensors", save(_contiguous(dict(model.named_parameters()))))
-        writer.write("optimizer.safetensors", save(_contiguous(dict(_optimizer_tensors(optimizer)))))
+    """Commit the state after `step` steps, then delete all but it and the newest whole one before it."""
+    newest = folder / f"step-{step:08d}"
+    with new_folder(newest, kind="checkpoint", fingerprint=fingerprint) as writer:
+        for name, tensors in zip(FILES, (model.named_parameters(), _optimizer_tensors(optimizer)), strict=True):
+            writer.write(name, save({key: value.detach().cpu().contiguous() for key, value in tensors}))
         writer.facts |= {"step": step, "log_length": log_length, "words": words}
-    valid = [path for path in _folders(folder) if _is_valid(path)]
-    for old in set(_folders(folder)) - set(valid[-KEPT:]):
-        remove_folder(old)
+    others = [path for path in _folders(folder) if path != newest]
+    whole = [path for path in others if _is_whole(path)]
+    for path in set(others) - set(whole[-(KEPT - 1) :]):
+        remove_folder(path)
 
 
 def load_checkpoint(
@@ -64,11 +67,11 @@ def load_checkpoint(
             if manifest is None:  # the run ended while this one was written
                 continue
             manifest.require("checkpoint", fingerprint)
-            files = [manifest.verified(name) for name in ("model.safetensors", "optimizer.safetensors")]
+            model_file, optimizer_file = (manifest.verified(name) for name in FILES)
         except Damaged as error:
             announce(f"{error}; going back to the checkpoint before it")
             continue
-        _restore(files[0], files[1], model, optimizer)
+        _restore(model_file, optimizer_file, model, optimizer)
         return Resumed(manifest.facts["step"], manifest.facts["log_length"], manifest.facts["words"])
     return None
 
@@ -94,15 +97,13 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, 
             yield f"{index}.{field}", value
 
 
-def _is_valid(path: Path) -> bool:
+def _is_whole(path: Path) -> bool:
+    """Whether a checkpoint is finished and every file has its digest (read once a process)."""
     try:
-        return read_manifest(path) is not None
+        manifest = read_manifest(path)
+        return manifest is not None and all(manifest.verified(name) for name in FILES)
     except Damaged:
         return False
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
 
 
 def _folders(folder: Path) -> list[Path]:

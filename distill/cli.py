@@ -50,7 +50,7 @@ app = typer.Typer(
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Laid over the recipe: students.baby_llama.train.lr=3e-4"),
+    typer.Argument(metavar="KEY=VALUE", help="Laid over the recipe: students.baby_llama.train.lr=3e-4"),
 ]
 
 
@@ -59,11 +59,17 @@ def main() -> None:
     app(prog_name="cuvee")
 
 
+def _version(on: bool) -> None:
+    if on:
+        typer.echo(f"cuvee {version()}")
+        raise typer.Exit
+
+
 @app.callback()
 def _global_options(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and leave.", callback=lambda on: _version(on), is_eager=True)
+        bool, typer.Option("--version", help="Print the version and leave.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
     """Distil an ensemble of small language models into one student, and show what it kept."""
@@ -71,25 +77,25 @@ def _global_options(
 
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Everything that a recipe needs, in order, skipping what is already there and valid."""
+    """Everything a recipe needs, in order, skipping what is already there and valid."""
     _stage("run", recipe, overrides)
 
 
 @app.command()
 def prepare(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Only the corpus and the tokenizer."""
+    """Up to the corpus and the tokenizer."""
     _stage("prepare", recipe, overrides)
 
 
 @app.command()
 def train(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Only the training of teachers, students and controls, as far as what they need is there."""
+    """Up to trained teachers, students and controls."""
     _stage("train", recipe, overrides)
 
 
 @app.command()
 def cache(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Only the caches of what teachers say, and the fitted weights."""
+    """Up to the caches of what teachers say, and the fitted weights."""
     _stage("cache", recipe, overrides)
 
 
@@ -101,12 +107,14 @@ def score(
     pairs: Annotated[int | None, typer.Option(min=1, help="With a FOLDER: pairs of each phenomenon.")] = None,
     out: Annotated[Path | None, typer.Option(help="With a FOLDER: where the report goes.")] = None,
 ) -> None:
-    """Only the scores: of all that a recipe trains, or of one candidate."""
+    """Up to the scores of all that a recipe trains; of a FOLDER, the scores of that model alone."""
     from corpora.errors import RecipeError
 
     if os.path.isdir(target):
         if overrides:
-            raise RecipeError(f"command line: {overrides[0]!r}: keys belong to a RECIPE, {target} is a folder; leave it out")
+            raise RecipeError(
+                f"command line: {overrides[0]!r}: keys belong to a RECIPE, {target} is a folder; leave it out"
+            )
         from distill import stages
 
         stages.score_candidate(Path(target), _candidate_benchmarks(blimp, pairs), out)
@@ -155,16 +163,9 @@ def _candidate_benchmarks(blimp: Path | None, pairs: int | None) -> Any:
     """The benchmarks of a candidate: the folder of pairs that was named, else those of the embedded corpus."""
     from benchmarks.config import BenchmarksConfig, BlimpConfig, MinimalPairsConfig
 
-    number = {"pairs": pairs} if pairs else {}
     if blimp:
-        return BenchmarksConfig(blimp=BlimpConfig(root=str(blimp), **number))
-    return BenchmarksConfig(minimal_pairs=MinimalPairsConfig(**number))
-
-
-def _version(on: bool) -> None:
-    if on:
-        typer.echo(f"cuvee {version()}")
-        raise typer.Exit
+        return BenchmarksConfig(blimp=BlimpConfig(root=str(blimp), pairs=pairs or BlimpConfig.pairs))
+    return BenchmarksConfig(minimal_pairs=MinimalPairsConfig(pairs=pairs or MinimalPairsConfig.pairs))
 
 
 def _report(lines: list[str], exit_code: int) -> int:

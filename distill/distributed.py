@@ -9,12 +9,14 @@ from datetime import timedelta
 from typing import TypeVar
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 
 from corpora.errors import RecipeError
 
 T = TypeVar("T")
+
+PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
 
 # one process scores while the others wait, so a wait of hours is no fault
 COLLECTIVE_TIMEOUT = timedelta(hours=6)
@@ -31,7 +33,9 @@ class Processes:
         """
         launched = int(os.environ.get("WORLD_SIZE", "1"))
         self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(), kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)]
+            cpu=not torch.cuda.is_available(),
+            mixed_precision="no",  # the recipe's precision is the only one, whatever the launcher was configured for
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
         )
         self.world_size: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
@@ -41,6 +45,11 @@ class Processes:
             raise RecipeError(
                 f"processes: {self.world_size} take part, {wanted} were asked for; start them with "
                 f"torchrun --nproc_per_node {wanted} -m distill run RECIPE (on CPUs with ACCELERATE_USE_CPU=true)"
+            )
+        if self._accelerator.distributed_type not in PLAIN:
+            raise RecipeError(
+                f"processes: the launcher asks for {self._accelerator.distributed_type.value}, expected plain data "
+                "parallelism; start them with torchrun, or clear the configuration of accelerate"
             )
 
     @property
@@ -69,7 +78,8 @@ class Processes:
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a sum over all processes: DDP's averaging is undone here and nowhere else."""
-        self._accelerator.backward(loss * self.world_size)
+        # not by way of accelerate, which would divide by an accumulation that its environment may speak of
+        (loss * self.world_size).backward()
 
     def gradients_later(self, module: nn.Module, later: bool) -> contextlib.AbstractContextManager[None]:
         """While `later`, gradients stay in this process: an accumulation is exchanged once."""
@@ -84,7 +94,5 @@ class Processes:
             self.barrier()
 
     def own_share(self, items: list[T]) -> list[T]:
-        """This process's consecutive part of items that all have in the same order; parts differ by at most one."""
-        size, longer = divmod(len(items), self.world_size)
-        start = self.rank * size + min(self.rank, longer)
-        return items[start : start + size + (self.rank < longer)]
+        """This process's part of items that all have in the same order, dealt out like cards."""
+        return items[self.rank :: self.world_size]

@@ -1,7 +1,7 @@
 """What this machine and environment are, and whether our packages are the ones that Python finds.
 
-The names of the six rooms are common words: a package of the same name that stands earlier on the path would be imported
-in our place and fail far from the cause. The check therefore imports none of them.
+The names of the six rooms are common words: a package of the same name that stands earlier on the path would be
+imported in our place and fail far from the cause. The check therefore imports none of them.
 """
 
 from __future__ import annotations

@@ -18,20 +18,28 @@ from distill.config import TermConfig
 from distill.losses import DISTILLATION_LOSSES, cross_entropy
 from students.head import Head
 from students.language_model import LanguageModel
-from teachers.signal import Signal
+from teachers.signal import Signal, row_chunks
 
 # logits of a chunk of target rows take at most this much; one chunk needs no recomputation
 CHUNK_BYTES = 128 << 20
 
 
 @dataclass(frozen=True)
+class PartTerm:
+    """One term of the objective for the rows of a part."""
+
+    name: str  # of its curve: view/loss
+    config: TermConfig
+    signal: Signal | None  # what its teachers say; None for cross-entropy
+    row_weight: float  # of each target row: share of the view * weight of the term / targets in the step
+
+
+@dataclass(frozen=True)
 class Part:
-    """One view's rows in a micro-batch, what its terms' teachers say, and the weight of each target row per term."""
+    """One view's rows in a micro-batch and the terms they have."""
 
     batch: Batch
-    terms: tuple[TermConfig, ...]
-    signals: tuple[Signal | None, ...]  # one for each term; None for cross-entropy
-    row_weights: tuple[float, ...]  # one for each term: share of the view * weight of the term / targets in the step
+    terms: tuple[PartTerm, ...]
 
 
 class Objective(nn.Module):
@@ -41,53 +49,49 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor]:
-        """The weighted sum of all terms, and each term's unweighted sum in nats, detached, in order; fp32."""
-        losses, sums = zip(*(self._part(part) for part in parts), strict=True)
-        return torch.stack(losses).sum(), torch.cat(sums)
+    def forward(self, parts: Sequence[Part]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of all terms, and by name each term's plain sum in nats, detached; fp32."""
+        sums: dict[str, Tensor] = {}
+        losses = []
+        for part in parts:
+            for term, value in zip(part.terms, self._term_sums(part).unbind(), strict=True):
+                losses.append(term.row_weight * value)
+                sums[term.name] = value.detach()
+        return torch.stack(losses).sum(), sums
 
-    def _part(self, part: Part) -> tuple[Tensor, Tensor]:
+    def _term_sums(self, part: Part) -> Tensor:
+        """Sum of each term's loss over the part's target rows, in nats, shape [terms]."""
         features_ND = self.model.target_features(part.batch)
         targets_N = part.batch.targets_BT[part.batch.has_target_BT]
         head = self.model.head()
-        loss = features_ND.new_zeros((), dtype=torch.float32)
-        sums = loss.new_zeros(len(part.terms))
-        chunks = _chunks(len(targets_N), head.weight_VD.shape[0])
+        # without targets there is one empty chunk, which keeps every parameter in the graph: DDP waits for them all
+        chunks = row_chunks(len(targets_N), len(head.weight_VD), CHUNK_BYTES)
+        sums = []
         for rows in chunks:
-            arguments = (features_ND[rows], targets_N[rows], head, part, rows)
+            arguments = (features_ND[rows], targets_N[rows], head, part.terms, rows)
             if len(chunks) > 1 and torch.is_grad_enabled():
                 # the logits of a chunk are made again in the backward pass, so that one chunk's are held at a time
-                values = checkpoint(_term_sums, *arguments, use_reentrant=False)
+                sums.append(checkpoint(_chunk_sums, *arguments, use_reentrant=False, preserve_rng_state=False))
             else:
-                values = _term_sums(*arguments)
-            loss = loss + (values * values.new_tensor(part.row_weights)).sum()
-            sums = sums + values.detach()
-        if not chunks:  # keeps every parameter in the graph, which DDP needs
-            loss = loss + 0.0 * features_ND.float().sum()
-        return loss, sums
+                sums.append(_chunk_sums(*arguments))
+        return torch.stack(sums).sum(0)
 
 
-def _term_sums(features_ND: Tensor, targets_N: Tensor, head: Head, part: Part, rows: slice) -> Tensor:
-    """Sum over some target rows of each term's loss, in nats, shape [terms]."""
-    logits_NV = head.logits(features_ND)
+def _chunk_sums(features_ND: Tensor, targets_N: Tensor, head: Head, terms: Sequence[PartTerm], rows: slice) -> Tensor:
+    logits_NV = head.logits(features_ND)  # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
     log_probs_at: dict[float, Tensor] = {}
     sums = []
-    for term, signal in zip(part.terms, part.signals, strict=True):
-        temperature = 1.0 if signal is None else term.temperature
+    for term in terms:
+        temperature = 1.0 if term.signal is None else term.config.temperature
         if temperature not in log_probs_at:
-            # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
-            log_probs_at[temperature] = (logits_NV.float() / temperature).log_softmax(-1)
+            log_probs_at[temperature] = (logits_NV / temperature).log_softmax(-1)
         log_probs_NV = log_probs_at[temperature]
-        if signal is None:
+        if term.signal is None:
             sums.append(cross_entropy(log_probs_NV, targets_N).sum())
         else:
-            divergence = DISTILLATION_LOSSES[term.loss].divergence
-            values_N = divergence(log_probs_NV, signal.expand(rows, temperature))
+            loss = DISTILLATION_LOSSES[term.config.loss]
+            teacher = term.signal.expand(rows, temperature)
+            assert teacher.kind in loss.accepts, f"{term.config.loss} is wrong for {teacher.kind} signals"
             # T^2 keeps the gradient's size when the temperature changes (arXiv 1503.02531, section 2)
-            sums.append(values_N.sum() * temperature**2)
+            sums.append(loss.divergence(log_probs_NV, teacher).sum() * temperature**2)
     return torch.stack(sums)
-
-
-def _chunks(rows: int, vocab_size: int) -> list[slice]:
-    size = max(CHUNK_BYTES // (4 * vocab_size), 1)
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]

@@ -22,6 +22,12 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """One rate for all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
     """Rate of the step (counted from 0): linear warm-up, then a cosine down to `min_lr_share` of the peak."""
     warmup = max(round(config.warmup_share * steps), 1)

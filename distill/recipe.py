@@ -1,7 +1,7 @@
 """Reads a recipe: YAML and overrides in, one validated `Recipe` out, every problem said with file and line at once.
 
 pydantic checks keys and types of the plain dataclasses, `distill/checks.py` what they mean. This module alone knows
-pydantic.
+pydantic, and asks for it only to read: the engine, which writes resolved recipes, runs without it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from corpora.errors import RecipeError
 from distill.checks import problems, suggestion
@@ -92,6 +91,8 @@ def _alone(path: Path, fragment: Node) -> Node:
 
 def validated(tree: Node) -> Recipe:
     """The recipe that a tree says; raises RecipeError with one line for each problem."""
+    from pydantic import ValidationError
+
     try:
         # by way of JSON, which strict mode reads into nested dataclasses and tuples
         recipe = _adapter().validate_json(json.dumps(tree.plain()))
@@ -120,7 +121,9 @@ def resolved_yaml(recipe: Recipe) -> str:
 
 
 @cache
-def _adapter() -> TypeAdapter[Recipe]:
+def _adapter() -> Any:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(Recipe)
 
 

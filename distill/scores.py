@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +31,8 @@ Role = Literal["teacher", "pool", "student", "control"]
 class Contender:
     """A candidate of this project in one view, and how to score it when its scores are not there yet."""
 
-    name: str
+    name: str  # in tables: of a model that reads both views, with the view
+    run: str  # of the run, or of the pool
     role: Role
     objective: Objective
     fingerprint: dict[str, Any]  # of the weights behind it
@@ -177,7 +178,7 @@ def _model(project: Project, name: str, role: Role, objective: Objective, folder
         return model_nats(load_model(folder), project.corpus, "test", objective, project.recipe.cache)
 
     parameters = manifest.facts["parameters"] if manifest else _count_parameters(folder)
-    return Contender(name, role, objective, {"weights": weights}, parameters, folder, candidate, nats)
+    return Contender(name, name, role, objective, {"weights": weights}, parameters, folder, candidate, nats)
 
 
 def _pool(project: Project, pool: Pool) -> Contender:
@@ -204,6 +205,7 @@ def _pool(project: Project, pool: Pool) -> Contender:
     }
     parameters = sum(_teacher(project, name).parameters for name in names)
     return Contender(
+        pool.name,
         pool.name,
         "pool",
         pool.objective,

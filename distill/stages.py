@@ -108,7 +108,7 @@ def score_candidate(folder: str | Path, config: BenchmarksConfig, out: str | Pat
         title=str(folder),
         rows=tuple(rows),
         phenomena=tuple(row for result in results for row in phenomena_table([result], **bootstrap)),
-        protocol=tuple(dict.fromkeys(line for view in views for line in scoring_protocol(view))),
+        protocol=scoring_protocol(*views),
         confidence=config.confidence,
     )
     print_table(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,12 +10,13 @@ import numpy as np
 import torch
 
 from corpora.batch import Batch, Objective, View, causal_view, masked_view
+from corpora.errors import RecipeError
 from corpora.loader import RowPlan
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
 from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
-from distill.objective import Part
+from distill.objective import Part, PartTerm
 from teachers.config import CacheConfig
 from teachers.ensemble import Ensemble
 
@@ -34,15 +36,30 @@ class StepData:
     """One process's part of a step."""
 
     micro_batches: list[list[Part]]
-    counts: dict[str, int]  # targets of each view, over all processes and micro-batches
+    counts: dict[str, int]  # by name of each term: its targets, over all processes and micro-batches
 
 
 def view_shares(config: TrainConfig) -> dict[Objective, float]:
-    """Share of the rows of each objective, adding up to 1."""
+    """Share of the rows of each objective, adding up to 1, in an order that does not depend on how they are written."""
     if config.view is not None:
         return {config.view: 1.0}
     total = sum(config.views.values())
-    return {objective: share / total for objective, share in config.views.items() if share > 0}
+    return {objective: share / total for objective, share in sorted(config.views.items()) if share > 0}
+
+
+def require_rows(config: TrainConfig, world_size: int) -> None:
+    """Raise RecipeError when a step has no row for some view or some process."""
+    if config.batch_size < world_size:
+        raise RecipeError(
+            f"train.batch_size: {config.batch_size} rows for {world_size} processes, each needs at least one; raise it"
+        )
+    shares = view_shares(config)
+    missing = set(shares) - {objective for objective, _ in _rows_of_views([(0, 0)] * config.batch_size, shares)}
+    if missing:
+        raise RecipeError(
+            f"train.batch_size: {config.batch_size} rows leave none for {' and '.join(sorted(missing))} with the "
+            f"shares of train.views; raise it to {round(1 / min(shares.values()))} or make the shares more equal"
+        )
 
 
 def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: CacheConfig) -> View:
@@ -70,64 +87,83 @@ def step_data(
 ) -> StepData:
     """What this process reads in a step; the rows and targets of the whole step are the same on any number of them."""
     shares = view_shares(config)
-    batches: dict[Objective, list[Batch]] = {}
-    own = {
-        objective: processes.own_share(spans) for objective, spans in _rows_of_views(plan.spans(step), shares).items()
-    }
-    count = _num_micro_batches(own, config)
-    for objective, spans in own.items():
-        view = step_view(objective, plan.epoch(step), config, cache)
-        batches[objective] = [
-            make_batch(corpus.streams["train"], piece, view, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size)
-            for piece in _pieces(spans, count)
-        ]
-    counts = _target_counts(batches, processes)
-    micro_batches = [
+    views = {objective: step_view(objective, plan.epoch(step), config, cache) for objective in shares}
+    own = processes.own_share(_rows_of_views(plan.spans(step), shares))
+    count = _num_micro_batches(len(own), config)
+    batches = [
         [
-            _part(pieces[number], shares[objective], counts[objective], terms, processes)
-            for objective, pieces in batches.items()
-            if number < len(pieces)
+            make_batch(
+                corpus.streams["train"], spans, views[view], token_ids=corpus.token_ids, vocab_size=corpus.vocab_size
+            )
+            for view, spans in _by_view(own[number::count]).items()
         ]
         for number in range(count)
     ]
-    return StepData(micro_batches, counts)
-
-
-def terms_of(objective: str, terms: Sequence[Term]) -> list[Term]:
-    """The terms that rows of an objective have."""
-    return [term for term in terms if term.config.view in (None, objective)]
-
-
-def _part(batch: Batch, share: float, count: int, terms: Sequence[Term], processes: Processes) -> Part:
-    chosen = terms_of(batch.view.objective, terms)
-    signals = tuple(term.ensemble.signal(batch) if term.ensemble is not None else None for term in chosen)
-    return Part(
-        batch.to(processes.device),
-        tuple(term.config for term in chosen),
-        tuple(signal if signal is None else signal.to(processes.device) for signal in signals),
-        # a step of very few rows may hide nothing; then there is nothing to weigh
-        tuple(share * term.config.weight / max(count, 1) for term in chosen),
+    targets = _target_counts(list(itertools.chain(*batches)), list(shares), processes)
+    return StepData(
+        [[_part(batch, shares, targets, terms, processes.device) for batch in parts] for parts in batches],
+        {name: targets[view] for view in shares for name in terms_of(view, terms)},
     )
 
 
-def _rows_of_views(spans: list[Span], shares: Mapping[Objective, float]) -> dict[Objective, list[Span]]:
-    """Divide the rows of the global batch by the shares; which rows those are depends on the batch alone."""
+def terms_of(view: Objective, terms: Sequence[Term]) -> dict[str, Term]:
+    """The terms that rows of a view have, by the name of their curves: `view/loss`, numbered when it comes again."""
+    named: dict[str, Term] = {}
+    for number, term in enumerate(term for term in terms if term.config.view in (None, view)):
+        name = f"{view}/{term.config.loss}"
+        named[name if name not in named else f"{name}.{number}"] = term
+    return named
+
+
+def _part(
+    batch: Batch,
+    shares: Mapping[Objective, float],
+    targets: Mapping[Objective, int],
+    terms: Sequence[Term],
+    device: torch.device,
+) -> Part:
+    """A batch on the device, with what its teachers say and the weight of every target."""
+    view = batch.view.objective
+    # a step of very few rows may hide nothing; then there is nothing to weigh
+    weight = shares[view] / max(targets[view], 1)
+    return Part(
+        batch.to(device),
+        tuple(
+            PartTerm(
+                name,
+                term.config,
+                term.ensemble.signal(batch, device) if term.ensemble is not None else None,
+                weight * term.config.weight,
+            )
+            for name, term in terms_of(view, terms).items()
+        ),
+    )
+
+
+def _rows_of_views(spans: Sequence[Span], shares: Mapping[Objective, float]) -> list[tuple[Objective, Span]]:
+    """The rows of the global batch divided by the shares; which rows a view gets depends on the batch alone."""
     edges = np.round(np.cumsum([0.0, *shares.values()]) * len(spans)).astype(int)
-    return {objective: spans[first:last] for objective, first, last in zip(shares, edges, edges[1:], strict=False)}
+    return [
+        (objective, span)
+        for objective, first, last in zip(shares, edges, edges[1:], strict=False)
+        for span in spans[first:last]
+    ]
 
 
-def _num_micro_batches(own: Mapping[Objective, list[Span]], config: TrainConfig) -> int:
-    rows = sum(len(spans) for spans in own.values())
-    return max(-(-rows // (config.micro_batch_size or rows or 1)), 1)
+def _by_view(rows: Sequence[tuple[Objective, Span]]) -> dict[Objective, list[Span]]:
+    grouped: dict[Objective, list[Span]] = {}
+    for objective, span in rows:
+        grouped.setdefault(objective, []).append(span)
+    return grouped
 
 
-def _pieces(spans: list[Span], count: int) -> list[list[Span]]:
-    pieces = [[spans[index] for index in part] for part in np.array_split(np.arange(len(spans)), count)]
-    return [piece for piece in pieces if piece]
+def _num_micro_batches(rows: int, config: TrainConfig) -> int:
+    return -(-rows // (config.micro_batch_size or rows))
 
 
-def _target_counts(batches: Mapping[Objective, list[Batch]], processes: Processes) -> dict[str, int]:
-    own = [sum(int(batch.has_target_BT.sum()) for batch in pieces) for pieces in batches.values()]
+def _target_counts(batches: Sequence[Batch], views: Sequence[Objective], processes: Processes) -> dict[Objective, int]:
+    """Targets of each view in the whole step, over all processes."""
+    own = [sum(int(batch.has_target_BT.sum()) for batch in batches if batch.view.objective == view) for view in views]
     # fp64 counts are exact far beyond any batch
     summed = processes.sum(torch.tensor(own, dtype=torch.float64, device=processes.device))
-    return dict(zip(batches, summed.long().tolist(), strict=True))
+    return dict(zip(views, summed.long().tolist(), strict=True))

@@ -23,15 +23,17 @@ def make_report(project: Project, scores: list[Scores]) -> Report:
     """Everything that a run shows, from the scores of all its contenders."""
     config = project.recipe.benchmarks
     objectives = list(dict.fromkeys(result.contender.objective for result in scores))
-    protocol = dict.fromkeys(line for objective in objectives for line in scoring_protocol(objective))
-    protocol["Test cross-entropy: documents read alone, in windows of the cache; nats per target."] = None
+    protocol = (
+        *scoring_protocol(*objectives),
+        f"Test cross-entropy: each document read alone, in windows of {project.recipe.cache.window} tokens.",
+    )
     return Report(
         title=project.folder.name,
         rows=tuple(_row(project, result, scores) for result in scores),
         phenomena=_phenomena(project, scores),
         ensembles=tuple(_ensemble(project, pool) for pool in project.pools() if len(pool.members) > 1),
         metadata=_metadata(project),
-        protocol=tuple(protocol),
+        protocol=protocol,
         confidence=config.confidence,
     )
 
@@ -57,10 +59,10 @@ def _row(project: Project, result: Scores, scores: list[Scores]) -> Row:
 
 def _gain_kept(project: Project, student: Scores, scores: list[Scores]) -> GainKept:
     """Of a student against its control and the pool of its own view (house contract 6)."""
-    name, objective = student.contender.name, student.contender.objective
+    name, objective = student.contender.run, student.contender.objective
     terms = [term for term in project.recipe.students[name].terms if term.members]
     own = [pool for pool in map(project.pool, terms) if pool.objective == objective]
-    named = {(result.contender.name, result.contender.objective): result for result in scores}
+    named = {(result.contender.run, result.contender.objective): result for result in scores}
     control = named.get((f"{name}.no_teacher_equal_steps", objective))
     if control is None:
         return GainKept(None, None, "the control no_teacher_equal_steps was not asked for")

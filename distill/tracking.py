@@ -6,6 +6,8 @@ machine. A tracker is opt-in, and its failure never ends a run.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import sys
 import time
@@ -32,8 +34,7 @@ class Tracker:
         if not writes:
             return
         self._metrics = AppendLog(folder / METRICS, length=log_length)
-        timings = folder / TIMINGS
-        self._timings = AppendLog(timings, length=timings.stat().st_size if timings.exists() else 0)
+        self._timings = AppendLog(folder / TIMINGS, length=_whole_lines(folder / TIMINGS))
         self._wandb = _start_wandb(folder, name, config) if config.wandb else None
 
     def log(self, record: dict[str, Any], *, tokens: int) -> None:
@@ -56,21 +57,27 @@ class Tracker:
         return self._metrics.synced_length() if self._writes else 0
 
     def close(self) -> None:
-        """Close the logs and the tracker."""
-        if self._writes:
-            self._metrics.close()
-            self._timings.close()
-            if self._wandb is not None:
-                _send(self._wandb, None)
+        """Close the logs and the tracker, also after a failure."""
+        if not self._writes:
+            return
+        for log in (self._metrics, self._timings):
+            # a full disk refuses a last flush too; what counts was synced, and the first error has said why
+            with contextlib.suppress(OSError):
+                log.close()
+        if self._wandb is not None:
+            _send(self._wandb, None)
 
 
 def read_timings(folder: Path) -> tuple[float, int]:
     """Seconds spent in steps, and tokens read in them, over all attempts at a run."""
-    import json
-
     lines = (folder / TIMINGS).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return sum(record["seconds"] for record in records), sum(record["tokens"] for record in records)
+
+
+def _whole_lines(path: Path) -> int:
+    """Bytes of a log up to its last whole line: a full disk may have cut the one after it."""
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
 
 
 def _line(name: str, steps: int, record: dict[str, Any], rate: float) -> str:

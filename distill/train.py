@@ -5,16 +5,19 @@ data -> model -> objective -> steps -> run folder. A teacher is a run whose only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.utils import clip_grad_norm_
 
 from corpora.addressed import address
-from corpora.errors import Diverged, Preempted, RecipeError
+from corpora.errors import Diverged, Preempted
 from corpora.loader import plan_rows
 from corpora.prepare import Corpus
 from corpora.storage import file_digest, new_folder
@@ -22,10 +25,10 @@ from distill.checkpoint import Resumed, load_checkpoint, save_checkpoint
 from distill.config import TrackingConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective
-from distill.optim import learning_rate, make_optimizer
+from distill.optim import learning_rate, make_optimizer, set_learning_rate
 from distill.precision import autocast, resolve_precision
-from distill.preemption import StopFlag, stop_flag
-from distill.step_data import StepData, Term, step_data, terms_of, view_shares
+from distill.preemption import stop_flag
+from distill.step_data import StepData, Term, require_rows, step_data, view_shares
 from distill.tracking import METRICS, Tracker
 from students.config import ModelConfig
 from students.language_model import LanguageModel
@@ -53,9 +56,11 @@ class Run:
 def train(run: Run, processes: Processes) -> None:
     """Train until the run folder is committed, resuming from the newest valid checkpoint.
 
-    Raises Diverged when a gradient is not finite and Preempted when a signal asks to stop; the same call then goes on.
+    Raises Diverged when a loss or a gradient is not finite, and Preempted when a signal asks to stop; the same call
+    then goes on.
     """
-    stream, config = run.corpus.streams["train"], run.train
+    config, stream = run.train, run.corpus.streams["train"]
+    require_rows(config, processes.world_size)
     plan = plan_rows(
         stream,
         seq_len=config.seq_len,
@@ -64,22 +69,26 @@ def train(run: Run, processes: Processes) -> None:
         random_offsets=config.random_offsets,
     )
     steps = config.steps if config.steps is not None else plan.steps(config.epochs or 1.0)
-    _require_rows_for_all(config, processes)
     precision = resolve_precision(config.precision, processes.device.type)
 
     model = build_model(
         run.model, vocab_size=run.corpus.vocab_size, token_ids=run.corpus.token_ids, seed=address(run.seed, "init")
     ).to(processes.device)
     optimizer = make_optimizer(model, config)
+
     # another arithmetic or world size would go on, but not to the same weights
     arithmetic = {"precision": precision, "processes": processes.world_size, "micro_batch": config.micro_batch_size}
-    checkpoint_key = run.fingerprint | {"arithmetic": arithmetic}
-    checkpoints = run.folder / "checkpoints"
+    checkpoints, checkpoint_key = run.folder / "checkpoints", run.fingerprint | {"arithmetic": arithmetic}
     start = load_checkpoint(
-        checkpoints, model=model, optimizer=optimizer, fingerprint=checkpoint_key, announce=print
-    ) or Resumed(0, 0, 0)
+        checkpoints,
+        model=model,
+        optimizer=optimizer,
+        fingerprint=checkpoint_key,
+        announce=print if processes.is_first else lambda line: None,
+    )
+    start = start or Resumed(0, 0, 0)
     processes.barrier()  # all have read before the first writes
-    module = processes.wrap(Objective(model))
+    module = processes.wrap(Objective(model)).train()
     tracker = Tracker(
         run.folder,
         name=run.name,
@@ -90,8 +99,7 @@ def train(run: Run, processes: Processes) -> None:
     )
 
     words, logged_at = start.words, start.step
-    model.train()
-    with stop_flag() as stop:
+    with closing(tracker), stop_flag() as stop:
         for step in range(start.step, steps):
             data = step_data(
                 step,
@@ -102,108 +110,68 @@ def train(run: Run, processes: Processes) -> None:
                 terms=run.terms,
                 processes=processes,
             )
+            means = _backward(module, data, run, step=step, precision=precision, processes=processes)
+            norm = float(clip_grad_norm_(module.parameters(), config.grad_clip))
+            _require_finite(run, step, norm, means)
             rate = learning_rate(step, steps, config)
-            sums, norm = _step(module, optimizer, data, rate, step, run, precision, processes)
-            words += sum(stream.words(first, last) for first, last in plan.spans(step))
+            set_learning_rate(optimizer, rate)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
             done = step + 1
+            words += sum(stream.words(first, last) for first, last in plan.spans(step))
             if done % config.log_every == 0 or done == steps:
-                record = {"step": done, "lr": rate, "grad_norm": norm, "words": words}
                 tokens = (done - logged_at) * config.batch_size * config.seq_len
-                tracker.log(record | _term_means(sums, data, run.terms), tokens=tokens)
+                tracker.log({"step": done, "lr": rate, "grad_norm": norm, "words": words, **means}, tokens=tokens)
                 logged_at = done
-            stopping = _asked_to_stop(stop, processes)
+            stopping = done < steps and processes.any(stop.raised)
             if done < steps and (stopping or done % config.checkpoint_every == 0):
-                length = tracker.synced_length()
+                log_length = tracker.synced_length()
                 if processes.is_first:
                     save_checkpoint(
                         checkpoints,
                         step=done,
-                        log_length=length,
+                        log_length=log_length,
                         words=words,
                         model=model,
                         optimizer=optimizer,
                         fingerprint=checkpoint_key,
                     )
-                if stopping:
-                    processes.barrier()
-                    raise Preempted(f"{run.folder}: stopped after step {done} and saved; the same command goes on")
-    tracker.synced_length()
-    tracker.close()
+            if stopping:
+                processes.barrier()
+                raise Preempted(f"{run.folder}: stopped after step {done} and saved; the same command goes on")
+        tracker.synced_length()
     if processes.is_first:
         _commit(run, model, steps=steps, words=words, precision=precision)
     processes.barrier()
 
 
-def _step(
-    module: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    data: StepData,
-    rate: float,
-    step: int,
-    run: Run,
-    precision: str,
-    processes: Processes,
-) -> tuple[Tensor, float]:
-    """One optimiser step; returns each term's sum over all targets and the norm of the gradient before clipping."""
-    sums: Tensor | None = None
+def _backward(
+    module: nn.Module, data: StepData, run: Run, *, step: int, precision: str, processes: Processes
+) -> dict[str, float]:
+    """Gradients of one step; returns each term's mean in nats per target, over all processes."""
+    sums = dict.fromkeys(data.counts, torch.zeros((), device=processes.device))
     for number, parts in enumerate(data.micro_batches):
         # dropout is drawn by address too, so that nothing random has to be saved
         torch.manual_seed(address(run.seed, "dropout", step, processes.rank, number) >> 1)
         later = number < len(data.micro_batches) - 1
         with processes.gradients_later(module, later):
             with autocast(precision, processes.device):
-                loss, part_sums = module(parts)
+                loss, term_sums = module(parts)
             processes.backward(loss)
-        by_view = _spread(part_sums, parts, data, run.terms)
-        sums = by_view if sums is None else sums + by_view
-    assert sums is not None
-    sums = processes.sum(sums)
-    norm = torch.nn.utils.clip_grad_norm_(module.parameters(), run.train.grad_clip)
-    if not bool(norm.isfinite()):
+        for name, value in term_sums.items():
+            sums[name] = sums[name] + value
+    totals = processes.sum(torch.stack(list(sums.values()))).tolist()
+    # a term without targets has said nothing, which is not 0
+    return {name: total / count for total, (name, count) in zip(totals, data.counts.items(), strict=True) if count}
+
+
+def _require_finite(run: Run, step: int, norm: float, means: Mapping[str, float]) -> None:
+    if not all(map(math.isfinite, (norm, *means.values()))):
+        found = ", ".join(f"{name} is {value:g}" for name, value in {**means, "the gradient's norm": norm}.items())
         raise Diverged(
-            f"{run.folder}: step {step + 1}: the gradient's norm is {float(norm)}, the terms' sums are "
-            f"{sums.tolist()}; lower train.lr, or look at the teachers; the last checkpoint is whole"
-        )
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return sums, float(norm)
-
-
-def _spread(part_sums: Tensor, parts: Sequence[Any], data: StepData, terms: Sequence[Term]) -> Tensor:
-    """Sums in the fixed order (view, term): a process whose micro-batch lacks a view contributes zeros."""
-    given = dict(
-        zip(
-            [part.batch.view.objective for part in parts],
-            part_sums.split([len(part.terms) for part in parts]),
-            strict=True,
-        )
-    )
-    return torch.cat(
-        [given.get(view, part_sums.new_zeros(len(terms_of(view, terms)))) for view in data.counts]  # type: ignore[call-overload]
-    )
-
-
-def _term_means(sums: Tensor, data: StepData, terms: Sequence[Term]) -> dict[str, float]:
-    """Each term in nats per target, named `view/loss` (and numbered when a loss comes twice)."""
-    means: dict[str, float] = {}
-    values = iter(sums.tolist())
-    for view, count in data.counts.items():
-        for number, term in enumerate(terms_of(view, terms)):
-            name = f"{view}/{term.config.loss}"
-            means[name if name not in means else f"{name}.{number}"] = next(values) / max(count, 1)
-    return means
-
-
-def _asked_to_stop(stop: StopFlag, processes: Processes) -> bool:
-    return processes.any(stop.raised)
-
-
-def _require_rows_for_all(config: TrainConfig, processes: Processes) -> None:
-    if config.batch_size < processes.world_size:
-        raise RecipeError(
-            f"train.batch_size: {config.batch_size} rows for {processes.world_size} processes; each needs at least one"
+            f"{run.folder}: step {step + 1}: {found}, all must be finite; lower train.lr, or look at the teachers (the "
+            "last checkpoint is whole)"
         )
 
 

@@ -286,5 +286,6 @@ def _scalar(node: yaml.ScalarNode, loader: _Loader, file: str) -> Any:
         raise yaml.MarkedYAMLError(None, None, f"{shown(node.value)} cannot be read", node.start_mark) from error
     if b"\0" in text:
         raise yaml.MarkedYAMLError(None, None, "a NUL character is refused; remove it", node.start_mark)
-    whole = isinstance(value, float) and "." not in node.value and abs(value) < 2**53
-    return int(value) if whole and value.is_integer() else value  # 1e6 is the whole number it looks like
+    if isinstance(value, float) and "." not in node.value and value.is_integer() and abs(value) < 2**53:
+        return int(value)  # 1e6 is the whole number it looks like
+    return value

@@ -86,7 +86,7 @@ class Buildable(LanguageModel):
         for name in cls.unused_fields:
             if getattr(config, name) != defaults[name]:
                 raise RecipeError(
-                    f"model.{name}: found {getattr(config, name)}, but {config.architecture} has no such thing; remove it"
+                    f"model.{name}: found {getattr(config, name)}, but {config.architecture} has none; remove it"
                 )
         cls.check_shape(config)
 

@@ -17,7 +17,9 @@ class ModelConfig:
     hidden_size: int
     num_heads: int
     num_kv_heads: int | None = None  # llama: key-value heads; null: num_heads
-    intermediate_size: int | None = None  # FFN width; null: llama 8/3 D and elc_bert 8/3 D (to a multiple of 8), gptj 4 D
+    intermediate_size: int | None = (
+        None  # FFN width; null: llama 8/3 D and elc_bert 8/3 D (to a multiple of 8), gptj 4 D
+    )
     vocab_size: int | None = None  # types; null: the tokenizer's. A number that differs from the tokenizer's is refused
     max_positions: int = 512  # longest row in tokens
     tie_word_embeddings: bool | None = None  # null: llama false, gptj true, elc_bert true (always)

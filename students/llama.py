@@ -32,9 +32,7 @@ class Llama(Buildable):
         else:
             mask_B1TT = attention_mask(segments_BT, causal)
             positions_BT = positions_in_segments(segments_BT)
-        outputs = self.network.model(
-            input_ids_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False
-        )
+        outputs = self.network.model(input_ids_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False)
         return outputs.last_hidden_state
 
     def head(self) -> Head:

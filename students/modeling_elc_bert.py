@@ -37,15 +37,12 @@ class ElcBertPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         std = math.sqrt(2 / (5 * self.config.hidden_size))
         if isinstance(module, (nn.Linear, nn.Embedding)):
-            _init_truncated(module.weight, std)
+            _init_truncated(module.weight, std * getattr(module, "init_scale", 1.0))
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
-        elif isinstance(module, ElcBertFeedForward):  # after its matrices: drawn again, narrower in deeper layers
-            for linear in (module.in_proj, module.out_proj):
-                _init_truncated(linear.weight, std * math.sqrt(1 / (2 * (1 + module.layer_index))))
         elif isinstance(module, ElcBertEmbedding):
             _init_truncated(module.relative_embedding, std)
         elif isinstance(module, LayerMix):
@@ -104,8 +101,8 @@ class ElcBertEmbedding(nn.Module):
 
 
 @functools.lru_cache(maxsize=64)
-def distance_buckets(num_distances: int, table_size: int, longest: int) -> Tensor:
-    """Bucket of each distance 0, 1, ..., int64, on the CPU.
+def distance_buckets(num_distances: int, table_size: int, longest: int) -> tuple[int, ...]:
+    """Bucket of each distance 0, 1, ...
 
     With m = table_size / 2: exact up to m, then logarithmic so that distance longest - 1 meets the table's end:
     m + ceil((m - 1) ln(distance / m) / ln((longest - 1) / m)).
@@ -119,7 +116,7 @@ def distance_buckets(num_distances: int, table_size: int, longest: int) -> Tenso
         # rounding may lift the last distance one above the table
         return min(middle + math.ceil(share * (middle - 1)), table_size - 1)
 
-    return torch.tensor([bucket(distance) for distance in range(num_distances)])
+    return tuple(bucket(distance) for distance in range(num_distances))
 
 
 def longest_distance(config: ElcBertConfig, seq_len: int) -> int:
@@ -160,10 +157,9 @@ class ElcBertAttention(nn.Module):
         by_query_BHPT = (relative_query_1HPE * self.scale) @ key_BHTE.mT
         index_BHTT = index_TT.expand(*by_key_BHTP.shape[:3], -1)
         scores_BHTT = query_BHTE @ key_BHTE.mT
-        scores_BHTT += by_key_BHTP.gather(-1, index_BHTT)
-        scores_BHTT += by_query_BHPT.gather(-2, index_BHTT)
+        scores_BHTT = scores_BHTT + by_key_BHTP.gather(-1, index_BHTT) + by_query_BHPT.gather(-2, index_BHTT)
         if mask_B1TT is not None:
-            scores_BHTT += mask_B1TT
+            scores_BHTT = scores_BHTT + mask_B1TT
         # fp32: what a bf16 softmax loses in the tail adds up over the row
         probs_BHTT = scores_BHTT.softmax(-1, dtype=torch.float32).to(value_BHTE.dtype)
         context_BTD = (self.dropout(probs_BHTT) @ value_BHTE).transpose(1, 2).flatten(2)
@@ -181,11 +177,12 @@ class ElcBertFeedForward(nn.Module):
 
     def __init__(self, config: ElcBertConfig, layer_index: int) -> None:
         super().__init__()
-        self.layer_index = layer_index  # its initial weights shrink with depth
         self.pre_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=False)
         self.in_proj = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.inner_layer_norm = nn.LayerNorm(config.intermediate_size, config.layer_norm_eps, elementwise_affine=False)
         self.out_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        for linear in (self.in_proj, self.out_proj):  # read by `_init_weights`: narrower in deeper layers
+            linear.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -250,7 +247,7 @@ class ElcBertModel(ElcBertPreTrainedModel):
         """Last hidden state [B, T, D] of tokens [B, T].
 
         `attention_mask`: [B, T], 0 where padded; or bool [B, 1, T, T], True where a query sees a key, at least one in
-        each row. `token_type_ids` mean nothing here; tokenizers send them. `output_hidden_states` adds all L + 1 states.
+        each row. `token_type_ids` mean nothing here; tokenizers send them. `output_hidden_states` adds all states.
         """
         mask_B1TT = None if attention_mask is None else _additive_mask(attention_mask)
         reach, index_TT = self._relative_index(input_ids.shape[1], input_ids.device)
@@ -265,11 +262,11 @@ class ElcBertModel(ElcBertPreTrainedModel):
     def _relative_index(self, seq_len: int, device: torch.device) -> tuple[int, Tensor]:
         """Largest bucket that occurs, and for query i and key j the row of the offset i - j among those in reach."""
         longest = longest_distance(self.config, seq_len)
-        buckets_T = distance_buckets(seq_len, self.config.position_bucket_size, longest)
-        reach = int(buckets_T[-1])
+        buckets = distance_buckets(seq_len, self.config.position_bucket_size, longest)
+        reach = buckets[-1]
         positions_T = torch.arange(seq_len, device=device)
         offsets_TT = positions_T[:, None] - positions_T[None, :]
-        return reach, reach + offsets_TT.sign() * buckets_T.to(device)[offsets_TT.abs()]
+        return reach, reach + offsets_TT.sign() * torch.tensor(buckets, device=device)[offsets_TT.abs()]
 
 
 def _additive_mask(attention_mask: Tensor) -> Tensor:

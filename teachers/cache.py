@@ -39,6 +39,9 @@ from teachers.config import CacheConfig
 from teachers.signal import MemberSignal
 
 
+CPU = torch.device("cpu")
+
+
 def cached_view(config: CacheConfig, objective: str) -> View:
     """The view in which a teacher is read; for a masked one, fold 0 of the round that is cached."""
     if objective == "causal":
@@ -48,7 +51,7 @@ def cached_view(config: CacheConfig, objective: str) -> View:
 
 @dataclass(frozen=True)
 class CacheKey:
-    """Everything that a cache's bytes depend on."""
+    """Everything that a cache depends on; `config.rows` and the machine decide no more than the rounding."""
 
     corpus: Corpus
     stream: str
@@ -77,12 +80,13 @@ def capture(
     *,
     rank: int = 0,
     world_size: int = 1,
+    device: torch.device = CPU,
     barrier: Callable[[], None] = lambda: None,
     announce: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Make the cache, or find that it is there; each process makes every `world_size`-th shard.
 
-    Raises InputRefused when the folder holds a cache made from other inputs, Diverged when a feature is not finite.
+    Raises InputRefused when the folder holds a cache made from other inputs, Diverged when the teacher is not finite.
     """
     found = read_manifest(folder)
     barrier()  # every process has looked before the first writes
@@ -91,12 +95,13 @@ def capture(
         return
     stream = key.corpus.streams[key.stream]
     shards = range(0, len(stream), key.config.shard_positions)
-    model = load_teacher().eval()
+    model = load_teacher().eval().to(device)
+    _require_finite_head(model.head(), folder)
     windows = plan_windows(stream, key.config.window, objective=key.view.objective)
     for number, start in enumerate(shards):
         if number % world_size == rank and not _shard_is_there(folder, number, key):
             announce(f"cache: {folder.parent.name} on {key.stream}, shard {number + 1} of {len(shards)}")
-            _write_shard(folder, number, start, windows, model, key)
+            _write_shard(folder, number, start, windows, model, key, device)
     barrier()  # every shard is there before the manifest says so
     if rank == 0:
         _commit(folder, len(shards), model.head(), key)
@@ -112,11 +117,12 @@ class CachedTeacher:
         if manifest is None:
             raise Damaged(f"{folder}: not finished; run the same command again")
         self.name = name
-        self.manifest: Manifest = manifest if expected is None else manifest.require("cache", expected)
+        self.manifest: Manifest = manifest.require("cache", manifest.fingerprint if expected is None else expected)
         self.stream: str = manifest.fingerprint["stream"]
         self._stride: int = manifest.fingerprint["shard_positions"]
         self._codec = CODECS[manifest.fingerprint["codec"]](manifest.fingerprint["dtype"])
         self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._heads: dict[torch.device, Head] = {}
 
     @cached_property
     def head(self) -> Head:
@@ -141,10 +147,11 @@ class CachedTeacher:
             out[rows] = self._shard(int(shard))[0][positions[rows] - shard * self._stride]
         return self._codec.decode(out)
 
-    def answer(self, batch: Batch) -> MemberSignal:
+    def answer(self, batch: Batch, device: torch.device = CPU) -> MemberSignal:
         """What the teacher said about the batch's targets; raises InputRefused for another stream or other masks."""
         self._require_view(batch)
-        return MemberSignal(self.features(batch.target_positions_N), self.head)
+        features_ND = self.features(batch.target_positions_N)
+        return MemberSignal(features_ND.to(device, non_blocking=True), self._head_on(device))
 
     def covered_positions(self) -> Tensor:
         """Every position with a record, in order; int64 [N]."""
@@ -156,23 +163,29 @@ class CachedTeacher:
     def _require_view(self, batch: Batch) -> None:
         if batch.stream != self.stream:
             raise InputRefused(f"{self.manifest.folder}: holds the stream '{self.stream}', not '{batch.stream}'")
-        cached = self.manifest.fingerprint["view"]
-        # another objective meets by position; the same objective must have seen the same masks
-        if cached["objective"] == batch.view.objective == "masked" and cached != batch.view.scheme():
+        cached, asked = self.manifest.fingerprint["view"], batch.view.scheme()
+        # another objective meets by position; the same one must have seen the same masks
+        if cached["objective"] == asked["objective"] and cached != asked:
             raise InputRefused(
-                f"{self.manifest.folder}: made with other masks: {describe_differences(cached, batch.view.scheme())}; "
+                f"{self.manifest.folder}: made in another view: {describe_differences(cached, asked)}; "
                 "train with the cache's masks, or cache again in another run_dir"
             )
 
+    def _head_on(self, device: torch.device) -> Head:
+        """The head on a device, where it is kept: it travels once."""
+        if device not in self._heads:
+            weight_VD, bias_V, softcap, scale = self.head
+            bias_V = None if bias_V is None else bias_V.to(device)
+            self._heads[device] = Head(weight_VD.to(device), bias_V, softcap, scale)
+        return self._heads[device]
+
     def _covered(self, positions: np.ndarray) -> np.ndarray:
+        """Whether each position has a record; those outside the stream have none."""
+        covered = (positions >= 0) & (positions < sum(self.manifest.facts["shards"]))
         shards = positions // self._stride
-        covered = np.zeros(len(positions), bool)
-        for shard in np.unique(shards[positions >= 0]):
-            if shard < len(self.manifest.facts["shards"]):
-                rows = np.flatnonzero((shards == shard) & (positions >= 0))
-                coverage = self._shard(int(shard))[1]
-                inside = positions[rows] - shard * self._stride
-                covered[rows[inside < len(coverage)]] = coverage[inside[inside < len(coverage)]]
+        for shard in np.unique(shards[covered]):
+            rows = np.flatnonzero(covered & (shards == shard))
+            covered[rows] = self._shard(int(shard))[1][positions[rows] - shard * self._stride]
         return covered
 
     def _shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
@@ -184,8 +197,17 @@ class CachedTeacher:
 
 
 def _write_shard(
-    folder: Path, number: int, start: int, windows: list[Window], model: LanguageModel, key: CacheKey
+    folder: Path,
+    number: int,
+    start: int,
+    windows: list[Window],
+    model: LanguageModel,
+    key: CacheKey,
+    device: torch.device,
 ) -> None:
+    """Read every window that gives a record of the shard, in every fold, and commit what was said."""
+    # a note that other inputs left must not vouch for the files that are now replaced
+    _note(folder, number).unlink(missing_ok=True)
     stream = key.corpus.streams[key.stream]
     stop = min(start + key.config.shard_positions, len(stream))
     codec = CODECS[key.config.codec](key.config.dtype)
@@ -203,9 +225,9 @@ def _write_shard(
             vocab_size=key.corpus.vocab_size,
         ):
             with torch.inference_mode():
-                features_ND = model.target_features(batch).float()
+                features_ND = model.target_features(batch.to(device)).float().cpu()
             positions = batch.target_positions_N
-            _require_finite(features_ND, positions, key)
+            _require_finite(features_ND, positions, folder)
             here = (positions >= start) & (positions < stop)
             inside = (positions[here] - start).numpy()
             features[inside] = codec.encode(features_ND[here])
@@ -216,12 +238,20 @@ def _write_shard(
     write_json(_note(folder, number), {"key": _key_digest(key), "files": writer.files})
 
 
-def _require_finite(features_ND: Tensor, positions_N: Tensor, key: CacheKey) -> None:
+def _require_finite(features_ND: Tensor, positions_N: Tensor, folder: Path) -> None:
     bad = ~features_ND.isfinite().all(-1)
     if bad.any():
         raise Diverged(
-            f"teacher {key.teacher[:8]} on the stream '{key.stream}': {int(bad.sum())} feature vectors are not finite, "
-            f"the first predicts position {int(positions_N[bad][0])}; train the teacher again with a lower lr"
+            f"{folder}: {int(bad.sum())} of {len(bad)} feature vectors of the teacher are not finite, the first "
+            f"predicts position {int(positions_N[bad][0])}; train the teacher again with a lower lr"
+        )
+
+
+def _require_finite_head(head: Head, folder: Path) -> None:
+    bad = sum(int((~tensor.isfinite()).sum()) for tensor in (head.weight_VD, head.bias_V) if tensor is not None)
+    if bad:
+        raise Diverged(
+            f"{folder}: {bad} numbers of the teacher's head are not finite; train the teacher again with a lower lr"
         )
 
 
@@ -230,7 +260,8 @@ def _commit(folder: Path, count: int, head: Head, key: CacheKey) -> None:
     stride = key.config.shard_positions
     with new_folder(folder, kind="cache", fingerprint=key.fingerprint()) as writer:
         tensors = {"weight": head.weight_VD, **({} if head.bias_V is None else {"bias": head.bias_V})}
-        writer.write("head.safetensors", save({name: value.detach().contiguous() for name, value in tensors.items()}))
+        stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        writer.write("head.safetensors", save(stored))
         writer.facts["head"] = {"softcap": head.softcap, "scale": head.scale}
         writer.facts["hidden_size"] = head.weight_VD.shape[1]
         writer.facts["shards"] = [min(stride, len(stream) - start) for start in range(0, len(stream), stride)]

@@ -12,7 +12,10 @@ from torch import Tensor
 from corpora.batch import Batch
 from students.language_model import LanguageModel
 from teachers.cache import CachedTeacher
-from teachers.signal import POOLS, MemberSignal, Signal, normalised
+from teachers.signal import POOLS, MemberSignal, Signal, normalised, row_chunks
+
+
+CHUNK_BYTES = 64 << 20  # of logits at once, for each member
 
 
 class Teacher(Protocol):
@@ -20,8 +23,8 @@ class Teacher(Protocol):
 
     name: str
 
-    def answer(self, batch: Batch) -> MemberSignal:
-        """What it says about the batch's targets."""
+    def answer(self, batch: Batch, device: torch.device) -> MemberSignal:
+        """What it says about the batch's targets, on a device."""
         ...
 
 
@@ -39,20 +42,19 @@ class Ensemble:
         names = [name for name, weight in weights.items() if weight > 0]
         return cls(tuple(members[name] for name in names), normalised([weights[name] for name in names]), pool)
 
-    def signal(self, batch: Batch) -> Signal:
-        """What the ensemble says about the batch's targets."""
-        return Signal(tuple(member.answer(batch) for member in self.members), self.weights, self.pool)
-
-
-CHUNK_BYTES = 64 << 20  # of logits at once, for each member
+    def signal(self, batch: Batch, device: torch.device) -> Signal:
+        """What the ensemble says about the batch's targets, on a device."""
+        return Signal(tuple(member.answer(batch, device) for member in self.members), self.weights, self.pool)
 
 
 def target_nats(ensemble: Ensemble, positions_N: Tensor, targets_N: Tensor) -> Tensor:
     """Cross-entropy of each target under the pool, in nats, from the members' caches; fp64 [N]."""
+    members = [member for member in ensemble.members if isinstance(member, CachedTeacher)]
+    assert len(members) == len(ensemble.members), "positions are answered by caches alone"
     pieces = []
-    for rows in _chunks(len(positions_N), _cached(ensemble.members)[0].head.weight_VD.shape[0]):
-        signal = _cached_signal(ensemble, positions_N[rows])
-        log_probs_NV = signal.pooled_log_probs(slice(None))
+    for rows in row_chunks(len(positions_N), len(members[0].head.weight_VD), CHUNK_BYTES):
+        answers = tuple(MemberSignal(member.features(positions_N[rows]), member.head) for member in members)
+        log_probs_NV = Signal(answers, ensemble.weights, ensemble.pool).pooled_log_probs(slice(None))
         pieces.append(-log_probs_NV.gather(1, targets_N[rows, None])[:, 0])
     return torch.cat(pieces).double()
 
@@ -70,19 +72,3 @@ def pooled_log_probs(
     with torch.inference_mode():
         logits = [model.head().logits(model.features(input_ids_BT, segments_BT, causal)[wanted_BT]) for model in models]
         return POOLS[pool](logits, weights)
-
-
-def _cached_signal(ensemble: Ensemble, positions_N: Tensor) -> Signal:
-    members = tuple(MemberSignal(member.features(positions_N), member.head) for member in _cached(ensemble.members))
-    return Signal(members, ensemble.weights, ensemble.pool)
-
-
-def _cached(members: Sequence[Teacher]) -> list[CachedTeacher]:
-    cached = [member for member in members if isinstance(member, CachedTeacher)]
-    assert len(cached) == len(members), "positions are answered by caches alone"
-    return cached
-
-
-def _chunks(rows: int, vocab_size: int) -> list[slice]:
-    size = max(CHUNK_BYTES // (4 * vocab_size), 1)
-    return [slice(first, first + size) for first in range(0, rows, size)]

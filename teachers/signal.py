@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -40,16 +40,8 @@ class MemberSignal:
     features_ND: Tensor
     head: Head
 
-    def to(self, device: torch.device) -> MemberSignal:
-        """The same answer on a device; the head travels once and is kept there by its cache."""
-        if self.features_ND.device == device:
-            return self
-        weight_VD, bias_V, softcap, scale = self.head
-        moved = Head(weight_VD.to(device), None if bias_V is None else bias_V.to(device), softcap, scale)
-        return MemberSignal(self.features_ND.to(device, non_blocking=True), moved)
-
     def logits(self, rows: slice) -> Tensor:
-        """Logits of some target rows, fp32 [N, V]."""
+        """Logits of some target rows, fp32 [N, V]; under autocast the product that makes them is rounded to bf16."""
         return self.head.logits(self.features_ND[rows].to(self.head.weight_VD.dtype))
 
 
@@ -83,10 +75,6 @@ class Signal:
     weights: tuple[float, ...]
     pool: str = "mixture"
 
-    def to(self, device: torch.device) -> Signal:
-        """The same signal on a device."""
-        return replace(self, members=tuple(member.to(device) for member in self.members))
-
     def pooled_log_probs(self, rows: slice, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the pool, fp32 [N, V]; every member's logits are divided by the temperature first."""
         logits = [member.logits(rows) / temperature for member in self.members]
@@ -99,6 +87,12 @@ class Signal:
             # a probability of zero has a log of -inf and adds nothing to the entropy
             entropy_N = torch.special.entr(log_probs_NV.exp()).sum(-1)
         return Expanded(log_probs_NV, None, None, entropy_N, "dense")
+
+
+def row_chunks(rows: int, vocab_size: int, chunk_bytes: int) -> list[slice]:
+    """Consecutive parts of so many target rows whose fp32 logits take at most `chunk_bytes`; at least one part."""
+    size = max(chunk_bytes // (4 * vocab_size), 1)
+    return [slice(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]
 
 
 def normalised(weights: Sequence[float]) -> tuple[float, ...]:

@@ -44,7 +44,7 @@ def _report() -> Report:
             ),
         ),
         metadata={"corpus": {"words": {"train": 360_000}}, "recipe": {"seed": 1}, "hardware": "2 CPU cores | test"},
-        protocol=scoring_protocol("causal"),
+        protocol=scoring_protocol("causal", "masked"),
     )
 
 

@@ -1,0 +1,239 @@
+"""The whole path on the quick start's smaller twin: run, run again, killed and resumed, in two processes, refused.
+
+Digests are of what must be reproducible: weights, metrics logs, caches, scores. Times lie in files of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from corpora.storage import file_digest
+from distill.cli import app
+
+ROOT = Path(__file__).parent.parent
+SMOKE = str(ROOT / "configs" / "smoke.yaml")
+REPRODUCIBLE = ("model.safetensors", "metrics.jsonl", "*.npy", "head.safetensors", "tokenizer.json")
+
+
+def digests(run_dir: Path) -> dict[str, str]:
+    """Digest of every reproducible file below a run folder, checkpoints aside."""
+    return {
+        str(path.relative_to(run_dir)): file_digest(path)
+        for pattern in REPRODUCIBLE
+        for path in sorted(run_dir.rglob(pattern))
+        if "checkpoints" not in path.parts
+    }
+
+
+def command(run_dir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "distill", "run", SMOKE, f"run_dir={run_dir}", *overrides]
+
+
+def cuvee(*arguments: str) -> tuple[int, list[str]]:
+    """Exit code and error lines of a command run in this process."""
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stderr.splitlines()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """A finished run of the twin, and the seconds that the command took."""
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    started = time.monotonic()
+    subprocess.run(command(run_dir), check=True, cwd=ROOT, capture_output=True, text=True)
+    return run_dir, time.monotonic() - started
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, float], tmp_path: Path) -> Path:
+    """A finished run that a test may spoil."""
+    return Path(shutil.copytree(finished[0], tmp_path / "copy"))
+
+
+def test_the_report_has_everybody_and_is_strict_json(finished: tuple[Path, float]) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} is not JSON")
+
+    report = json.loads((finished[0] / "report.json").read_text(), parse_constant=refuse)
+    rows = {(row["name"], row["role"], row["view"]): row for row in report["rows"]}
+    assert rows.keys() == {
+        ("llama", "teacher", "causal"),
+        ("gptj", "teacher", "causal"),
+        ("elc", "teacher", "masked"),
+        ("llama+gptj (mixture, fitted)", "pool", "causal"),
+        ("llama+gptj (product)", "pool", "causal"),
+        ("baby_llama", "student", "causal"),
+        ("baby_llama.no_teacher_equal_steps", "control", "causal"),
+        ("elc_bert", "student", "masked"),
+        ("elc_bert.no_teacher_equal_steps", "control", "masked"),
+    }
+    for (_, _, view), row in rows.items():
+        assert row["test_cross_entropy"] > 0
+        assert (row["bits_per_byte"] is None) == (view == "masked")
+        assert 0 <= row["accuracy"] <= 1
+    assert "baby_llama" in (finished[0] / "report.md").read_text()
+
+
+def test_a_second_run_finds_everything_valid(finished: tuple[Path, float]) -> None:
+    before = digests(finished[0])
+    times = {path: path.stat().st_mtime_ns for path in finished[0].rglob("manifest.json")}
+    second = subprocess.run(command(finished[0]), check=True, cwd=ROOT, capture_output=True, text=True)
+    assert "step" not in second.stdout.split("Causal models")[0]
+    assert digests(finished[0]) == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_killed_at_five_random_moments_it_ends_the_same(finished: tuple[Path, float], tmp_path: Path) -> None:
+    uninterrupted, seconds = finished
+    run_dir = tmp_path / "killed"
+    draw = random.Random(20261121)
+    kills = 0
+    while kills < 5:
+        process = subprocess.Popen(
+            command(run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
+            process.wait(draw.uniform(0.3, 0.9) * seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        else:  # the run was done before this moment: the remaining kills would meet nothing
+            assert process.returncode == 0 and kills >= 1
+            break
+        kills += 1
+    subprocess.run(command(run_dir), check=True, cwd=ROOT, capture_output=True)
+    assert digests(run_dir) == digests(uninterrupted)
+    assert not list(run_dir.rglob("*.partial"))
+
+
+def test_two_processes_draw_the_same_loss_curves(finished: tuple[Path, float], tmp_path: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    subprocess.run(
+        [*launcher, *command(tmp_path / "two", "processes=2")[1:]],
+        check=True,
+        cwd=ROOT,
+        capture_output=True,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+    )
+    logs = {log.relative_to(finished[0]).parts[1].rsplit("-", 1)[0]: log for log in finished[0].rglob("metrics.jsonl")}
+    others = {log.relative_to(tmp_path / "two").parts[1].rsplit("-", 1)[0]: log for log in tmp_path.rglob("metrics.jsonl")}
+    assert logs.keys() == others.keys() and len(logs) == 7
+    for name, log in logs.items():
+        for one, two in zip(log.read_text().splitlines(), others[name].read_text().splitlines(), strict=True):
+            one, two = json.loads(one), json.loads(two)
+            assert one.keys() == two.keys()
+            assert two == pytest.approx(one, abs=1e-4), f"{name}, step {one['step']}"
+
+
+def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
+    code, lines = cuvee("run", SMOKE, f"run_dir={tmp_path / 'run'}", "processes=2")
+    assert code == 2
+    assert "1 take part, 2 were asked for" in lines[0]
+
+
+def test_another_pool_needs_no_teacher_run(copy: Path) -> None:
+    before = digests(copy)
+    code, _ = cuvee(
+        "run",
+        SMOKE,
+        f"run_dir={copy}",
+        "students.baby_llama.terms.1.members.gptj=3",
+        "students.baby_llama.terms.1.weights=given",
+        "students.baby_llama.terms.1.pool=product",
+        "students.baby_llama.terms.1.temperature=2",
+    )
+    assert code == 0
+    after = digests(copy)
+    assert {name: after[name] for name in before} == before, "what was there stays"
+    new = {Path(name).parts[0] for name in after.keys() - before.keys()}
+    assert new == {"students", "scores"}
+    assert len(list((copy / "students").glob("baby_llama-*"))) == 2
+    assert len(list((copy / "students").glob("baby_llama.no_teacher_equal_steps-*"))) == 1, "the control is shared"
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [
+        ("cache.mask_seed=2", "view.mask_seed"),
+        ("cache.window=32", "window"),
+        ("cache.dtype=fp32", "dtype"),
+        ("corpus.words=7000", "corpus.words"),
+        ("teachers.llama.train.steps=13", "train.steps"),
+    ],
+)
+def test_a_stale_artefact_is_refused_and_the_differing_field_named(copy: Path, override: str, field: str) -> None:
+    before = digests(copy)
+    # the masked teacher and student have masks of their own in their fingerprints; here the cache is what is stale
+    overrides = [override] if "mask_seed" not in override else [override, "teachers.elc.path=" + str(copy / "teachers/elc")]
+    if "mask_seed" in override:
+        overrides += ["teachers.elc.model=null", "teachers.elc.train=null"]
+    code, lines = cuvee("run", SMOKE, f"run_dir={copy}", *overrides)
+    assert code == 3
+    assert len(lines) == 1 and f"{field} is " in lines[0], lines
+    assert digests(copy) == before
+
+
+def test_a_member_with_another_tokenizer_is_refused(finished: tuple[Path, float], tmp_path: Path) -> None:
+    code, lines = cuvee(
+        "run",
+        SMOKE,
+        f"run_dir={tmp_path / 'run'}",
+        "tokenizer.vocab_size=400",
+        f"teachers.llama={{path: {finished[0] / 'teachers' / 'llama'}}}",
+    )
+    assert code == 3
+    assert "teachers.llama" in lines[0] and "same tokenizer" in lines[0]
+
+
+def test_a_diverging_run_stops_with_its_cause(tmp_path: Path) -> None:
+    code, lines = cuvee("train", SMOKE, f"run_dir={tmp_path / 'run'}", "teachers.llama.train.lr=1e30")
+    assert code == 6
+    assert "teachers/llama: step" in lines[0] and "lower train.lr" in lines[0]
+    assert not (tmp_path / "run/teachers/llama/manifest.json").exists()
+
+
+def test_a_full_disk_ends_with_five_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    def limit_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # bytes: a teacher's weights do not fit
+
+    full = subprocess.run(command(tmp_path / "run"), cwd=ROOT, preexec_fn=limit_files, capture_output=True, text=True)
+    assert full.returncode == 5, full.stderr
+    assert "make room" in full.stderr and len(full.stderr.splitlines()) == 1
+    assert not list((tmp_path / "run").rglob("*.partial"))
+    assert not (tmp_path / "run/teachers/llama/manifest.json").exists()
+
+
+def test_a_missing_corpus_and_a_misspelt_key_have_their_codes(tmp_path: Path) -> None:
+    place = f"run_dir={tmp_path / 'run'}"
+    assert cuvee("prepare", SMOKE, place, "corpus.source=folder", f"corpus.root={tmp_path / 'nowhere'}")[0] == 3
+    code, lines = cuvee("run", SMOKE, place, "students.baby_llama.train.larning_rate=1")
+    assert code == 2 and "larning_rate" in lines[0]
+
+
+def test_a_candidate_folder_is_scored(finished: tuple[Path, float], tmp_path: Path) -> None:
+    code, _ = cuvee("score", str(finished[0] / "teachers/elc"), "--pairs", "3", "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["rows"][0]["view"] == "masked"
+
+
+def test_a_broken_line_of_pairs_is_named(finished: tuple[Path, float], tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs"
+    pairs.mkdir()
+    (pairs / "agreement.jsonl").write_text('{"sentence_good": "A b.", "sentence_bad": "B a."}\n{"sentence_good": 3}\n')
+    code, lines = cuvee("score", str(finished[0] / "teachers/llama"), "--blimp", str(pairs))
+    assert code == 3
+    assert "agreement.jsonl:2" in lines[0]

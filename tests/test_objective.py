@@ -1,0 +1,372 @@
+"""The loss of a step against the same loss written out in plain PyTorch, and against itself divided up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import tiny
+from corpora.batch import Batch
+from corpora.errors import RecipeError
+from corpora.loader import plan_rows
+from corpora.prepare import Corpus
+from corpora.rows import make_batch
+from distill import objective as objective_module
+from distill.config import TrainConfig
+from distill.distributed import Processes
+from distill.losses import cross_entropy, forward_kl
+from distill.objective import Objective, Part
+from distill.optim import learning_rate, make_optimizer
+from distill.step_data import StepData, Term, require_rows, step_data, step_view, terms_of, view_shares
+from students.buildable import Buildable
+from teachers.cache import CachedTeacher
+from teachers.signal import Expanded
+
+STEP = 3
+MIXED = {"causal": 1.0, "masked": 3.0}
+
+
+@pytest.fixture(scope="module")
+def processes() -> Processes:
+    return Processes()
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def teachers(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CachedTeacher]:
+    """Caches of one teacher of each architecture."""
+    folder = tmp_path_factory.mktemp("teachers")
+    objectives = {"llama": "causal", "gptj": "causal", "elc_bert": "masked"}
+    return {
+        name: tiny.cached(
+            tiny.model(name, corpus, seed=9), tiny.cache_key(corpus, objective=objective), folder / name, name
+        )
+        for name, objective in objectives.items()
+    }
+
+
+def data_of(corpus: Corpus, config: TrainConfig, terms: Sequence[Term], processes: Processes) -> StepData:
+    """The rows of one step, with their signals and weights."""
+    plan = plan_rows(
+        corpus.streams["train"], seq_len=config.seq_len, batch_size=config.batch_size, seed=5, random_offsets=True
+    )
+    return step_data(
+        STEP, plan, corpus=corpus, config=config, cache=tiny.CACHE, terms=terms, processes=processes
+    )
+
+
+def value_and_gradients(model: Buildable, data: StepData) -> tuple[float, dict[str, float], dict[str, Tensor]]:
+    """The loss, each term's sum and the gradients, as training accumulates them."""
+    model.zero_grad()
+    total, sums = 0.0, dict.fromkeys(data.counts, 0.0)
+    for parts in data.micro_batches:
+        loss, part_sums = Objective(model)(parts)
+        loss.backward()
+        total += loss.item()
+        for name, value in part_sums.items():
+            sums[name] += value.item()
+    return total, sums, gradients(model)
+
+
+def gradients(model: Buildable) -> dict[str, Tensor]:
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    assert all(gradient is not None for gradient in found.values()), "a parameter is outside the graph"
+    return {name: gradient.clone() for name, gradient in found.items()}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 2e-6) -> None:
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() < tolerance * max(scale, 1), name
+
+
+# plain PyTorch
+
+
+def plain_teacher_probs(term: Term, batch: Batch) -> Tensor:
+    """Softmax at the term's temperature of each member, pooled; float64, [N, V]."""
+    config, ensemble = term.config, term.ensemble
+    pooled = None
+    for member, weight in zip(ensemble.members, ensemble.weights, strict=True):
+        features = member.features(batch.target_positions_BT[batch.targets_BT != -100]).double()
+        logits = features @ member.head.weight_VD.double().T
+        logits = logits if member.head.bias_V is None else logits + member.head.bias_V.double()
+        probs = torch.softmax(logits / config.temperature, dim=-1)
+        share = probs * weight if config.pool == "mixture" else probs**weight
+        pooled = share if pooled is None else (pooled + share if config.pool == "mixture" else pooled * share)
+    return pooled / pooled.sum(-1, keepdim=True)
+
+
+def plain_loss(model: Buildable, batches: dict[str, Batch], terms: Sequence[Term], shares: dict[str, float]) -> Tensor:
+    """Every view alone: all logits of all positions, each term's mean over the targets, then the shares."""
+    total = torch.zeros((), dtype=torch.float64)
+    for view, batch in batches.items():
+        features = model.features(batch.input_ids_BT, batch.segments_BT, causal=view == "causal")
+        weight, bias, *_ = model.head()
+        logits = torch.einsum("btd,vd->btv", features, weight).double()
+        logits = logits if bias is None else logits + bias.double()
+        for term in terms:
+            if term.config.view not in (None, view):
+                continue
+            if term.ensemble is None:
+                value = functional.cross_entropy(logits.flatten(0, 1), batch.targets_BT.flatten(), ignore_index=-100)
+            else:
+                temperature = term.config.temperature
+                student = functional.log_softmax(logits[batch.targets_BT != -100] / temperature, dim=-1)
+                teacher = plain_teacher_probs(term, batch)
+                value = functional.kl_div(student, teacher, reduction="batchmean") * temperature**2
+            total = total + shares[view] * term.config.weight * value
+    return total
+
+
+def cases(teachers: dict[str, CachedTeacher]) -> dict[str, tuple[str, dict, list[Term]]]:
+    """Student, fields of its TrainConfig, and terms."""
+    plain = replace(tiny.CROSS_ENTROPY, config=replace(tiny.CROSS_ENTROPY.config, weight=0.5))
+    llama, gptj, elc = teachers["llama"], teachers["gptj"], teachers["elc_bert"]
+    return {
+        "cross-entropy": ("llama", {"view": "causal"}, [tiny.CROSS_ENTROPY]),
+        "masked cross-entropy": ("elc_bert", {"view": "masked"}, [tiny.CROSS_ENTROPY]),
+        "one teacher": ("gptj", {"view": "causal"}, [plain, tiny.distillation(llama, weight=0.5)]),
+        "mixture, T 2": ("llama", {"view": "causal"}, [plain, tiny.distillation(llama, gptj, temperature=2.0)]),
+        "product, T 2": (
+            "llama",
+            {"view": "causal"},
+            [plain, tiny.distillation(llama, gptj, pool="product", temperature=2.0, weight=0.3)],
+        ),
+        "both kinds of teacher": (
+            "elc_bert",
+            {"view": "masked"},
+            [plain, tiny.distillation(elc, weight=0.3), tiny.distillation(llama, gptj, pool="product", weight=0.2)],
+        ),
+        "mixed views": (
+            "elc_bert",
+            {"views": MIXED},
+            [
+                plain,
+                tiny.distillation(elc, weight=0.3, view="masked"),
+                tiny.distillation(llama, gptj, weight=0.2, temperature=2.0),
+            ],
+        ),
+    }
+
+
+CASES = (
+    "cross-entropy",
+    "masked cross-entropy",
+    "one teacher",
+    "mixture, T 2",
+    "product, T 2",
+    "both kinds of teacher",
+    "mixed views",
+)
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest, teachers: dict[str, CachedTeacher]) -> tuple[str, dict, list[Term]]:
+    return cases(teachers)[request.param]
+
+
+def test_the_loss_and_its_gradient_are_those_of_plain_pytorch(
+    corpus: Corpus, processes: Processes, case: tuple[str, dict, list[Term]]
+) -> None:
+    architecture, fields, terms = case
+    model, config = tiny.model(architecture, corpus), tiny.train_config(**fields)
+    data = data_of(corpus, config, terms, processes)
+    loss, sums, found = value_and_gradients(model, data)
+
+    batches = {part.batch.view.objective: part.batch for part in data.micro_batches[0]}
+    expected = plain_loss(model, batches, terms, view_shares(config))
+    model.zero_grad()
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    assert_same(found, gradients(model))
+    assert set(sums) == {name for view in batches for name in terms_of(view, terms)}
+
+
+def test_chunks_of_rows_change_nothing(
+    corpus: Corpus,
+    processes: Processes,
+    case: tuple[str, dict, list[Term]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    architecture, fields, terms = case
+    model = tiny.model(architecture, corpus)
+    data = data_of(corpus, tiny.train_config(**fields), terms, processes)
+    whole = value_and_gradients(model, data)
+    monkeypatch.setattr(objective_module, "CHUNK_BYTES", 7 * 4 * corpus.vocab_size)
+    chunked = value_and_gradients(model, data)
+    assert chunked[0] == pytest.approx(whole[0], rel=1e-6)
+    assert chunked[1] == pytest.approx(whole[1], rel=1e-6)
+    assert_same(chunked[2], whole[2])
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4])
+def test_micro_batches_change_nothing(
+    corpus: Corpus, processes: Processes, case: tuple[str, dict, list[Term]], rows: int
+) -> None:
+    architecture, fields, terms = case
+    model = tiny.model(architecture, corpus)
+    whole = value_and_gradients(model, data_of(corpus, tiny.train_config(**fields), terms, processes))
+    data = data_of(corpus, tiny.train_config(micro_batch_size=rows, **fields), terms, processes)
+    sizes = [sum(len(part.batch) for part in parts) for parts in data.micro_batches]
+    assert sum(sizes) == 8 and max(sizes) <= rows
+    divided = value_and_gradients(model, data)
+    assert divided[0] == pytest.approx(whole[0], rel=1e-6)
+    assert divided[1] == pytest.approx(whole[1], rel=1e-6)
+    assert_same(divided[2], whole[2])
+
+
+# weights
+
+
+def test_row_weights_of_a_step_add_up_to_share_times_weight(
+    corpus: Corpus, processes: Processes, teachers: dict[str, CachedTeacher]
+) -> None:
+    architecture, fields, terms = cases(teachers)["mixed views"]
+    config = tiny.train_config(micro_batch_size=3, **fields)
+    shares, totals = view_shares(config), {}
+    for parts in data_of(corpus, config, terms, processes).micro_batches:
+        for part in parts:
+            for term in part.terms:
+                weight = term.row_weight * len(part.batch.target_positions_N)
+                totals[term.name] = totals.get(term.name, 0.0) + weight
+    expected = {
+        name: shares[view] * term.config.weight for view in shares for name, term in terms_of(view, terms).items()
+    }
+    assert shares == {"causal": 0.25, "masked": 0.75}
+    assert totals == pytest.approx(expected)
+
+
+def test_a_term_for_one_view_is_silent_in_the_other(teachers: dict[str, CachedTeacher]) -> None:
+    _, _, terms = cases(teachers)["mixed views"]
+    assert list(terms_of("causal", terms)) == ["causal/cross_entropy", "causal/forward_kl"]
+    assert list(terms_of("masked", terms)) == ["masked/cross_entropy", "masked/forward_kl", "masked/forward_kl.2"]
+
+
+def test_rows_without_targets_change_nothing_and_keep_all_parameters(corpus: Corpus, processes: Processes) -> None:
+    for architecture in ("llama", "gptj", "elc_bert"):
+        model = tiny.model(architecture, corpus)
+        [parts] = data_of(corpus, tiny.train_config(), [tiny.CROSS_ENTROPY], processes).micro_batches
+        silent = [Part(without_targets(corpus, parts[0].batch), parts[0].terms)]
+        alone = value_and_gradients(model, StepData([parts], {"causal/cross_entropy": 1}))
+        beside = value_and_gradients(model, StepData([parts, silent], {"causal/cross_entropy": 1}))
+        assert alone[:2] == beside[:2]
+        assert_same(beside[2], alone[2])
+        zero = value_and_gradients(model, StepData([silent], {"causal/cross_entropy": 1}))
+        assert zero[0] == 0 and not any(gradient.any() for gradient in zero[2].values())
+
+
+def without_targets(corpus: Corpus, batch: Batch) -> Batch:
+    spans = [(0, 1), (0, 1)]
+    first = make_batch(
+        corpus.streams["train"], spans, batch.view, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size
+    )
+    return replace(
+        first,
+        targets_BT=torch.full_like(first.targets_BT, -100),
+        target_positions_BT=torch.full_like(first.target_positions_BT, -1),
+    )
+
+
+# rows and views of a step
+
+
+@pytest.mark.parametrize("views", [{"view": "causal"}, {"views": MIXED}])
+def test_processes_share_the_rows_of_a_step_and_none_is_idle(
+    corpus: Corpus, processes: Processes, views: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def targets(world_size: int, batch_size: int) -> list[list[tuple[str, int]]]:
+        monkeypatch.setattr(processes, "world_size", world_size)
+        monkeypatch.setattr(processes, "sum", lambda values: values)
+        config, found = tiny.train_config(batch_size=batch_size, **views), []
+        for rank in range(world_size):
+            monkeypatch.setattr(processes, "rank", rank)
+            [parts] = data_of(corpus, config, [tiny.CROSS_ENTROPY], processes).micro_batches
+            found.append(
+                [(part.batch.view.objective, int(at)) for part in parts for at in part.batch.target_positions_N]
+            )
+        return found
+
+    for batch_size in (4, 7):
+        [whole] = targets(1, batch_size)
+        for world_size in (2, 3, 4):
+            divided = targets(world_size, batch_size)
+            assert all(divided)
+            assert sorted(sum(divided, [])) == sorted(whole)
+
+
+def test_the_order_in_which_views_are_written_means_nothing() -> None:
+    for views in ({"masked": 3.0, "causal": 1.0}, {"causal": 0.25, "masked": 0.75}):
+        assert list(view_shares(tiny.train_config(views=views)).items()) == [("causal", 0.25), ("masked", 0.75)]
+
+
+def test_a_step_too_small_for_its_views_or_processes_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"train.batch_size: 4 rows leave none for causal .* raise it to 16") as refused:
+        require_rows(tiny.train_config(batch_size=4, views={"causal": 1, "masked": 15}), 1)
+    assert refused.value.exit_code == 2
+    with pytest.raises(RecipeError, match="train.batch_size: 4 rows for 8 processes"):
+        require_rows(tiny.train_config(batch_size=4), 8)
+    require_rows(tiny.train_config(batch_size=16, views={"causal": 1, "masked": 15}), 16)
+
+
+def test_a_round_of_folds_hides_every_position_once_and_later_rounds_differ_if_asked() -> None:
+    static, dynamic = tiny.train_config(view="masked"), tiny.train_config(view="masked", dynamic_masks=True)
+    views = [step_view("masked", epoch, static, tiny.CACHE) for epoch in range(6)]
+    assert [view.fold for view in views] == [0, 1, 2, 0, 1, 2]
+    assert len({view.mask_seed for view in views}) == 1
+    seeds = [step_view("masked", epoch, dynamic, tiny.CACHE).mask_seed for epoch in range(6)]
+    assert seeds[0] == seeds[2] == views[0].mask_seed != seeds[3] == seeds[5]
+
+
+# losses and optimiser
+
+
+def test_gradients_of_the_losses_pass_gradcheck_in_float64() -> None:
+    draw = torch.Generator().manual_seed(2)
+    logits = torch.randn(4, 9, generator=draw, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([0, 8, 3, 3])
+    log_probs = torch.randn(4, 9, generator=draw, dtype=torch.float64).log_softmax(-1)
+    teacher = Expanded(log_probs, None, None, torch.special.entr(log_probs.exp()).sum(-1), "dense")
+    assert torch.autograd.gradcheck(lambda z: cross_entropy(z.log_softmax(-1), targets), logits)
+    assert torch.autograd.gradcheck(lambda z: forward_kl((z / 2).log_softmax(-1), teacher), logits)
+    student = logits.detach().log_softmax(-1)
+    plain = functional.kl_div(student, log_probs, reduction="none", log_target=True).sum(-1)
+    assert (forward_kl(student, teacher) - plain).abs().max() < 1e-12
+
+
+def test_the_learning_rate_rises_peaks_and_falls() -> None:
+    config = tiny.train_config(lr=2.0, warmup_share=0.1, min_lr_share=0.25)
+    rates = [learning_rate(step, 100, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+    assert rates[10] == 2.0 and max(rates) == 2.0
+    assert rates[55] == pytest.approx((2.0 + 0.5) / 2)  # half way down the cosine
+    assert rates[99] == pytest.approx(0.5 + 1.5 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))
+    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
+
+
+def test_the_learning_rate_of_very_short_runs_is_positive() -> None:
+    for warmup_share in (0.0, 0.5, 1.0):
+        for steps in (1, 2, 3):
+            config = tiny.train_config(warmup_share=warmup_share, min_lr_share=0.1)
+            assert all(0 < learning_rate(step, steps, config) <= config.lr for step in range(steps))
+
+
+def test_matrices_decay_and_vectors_do_not(corpus: Corpus) -> None:
+    for architecture in ("llama", "gptj", "elc_bert"):
+        model = tiny.model(architecture, corpus)
+        matrices, vectors = make_optimizer(model, tiny.train_config()).param_groups
+        assert matrices["weight_decay"] == 0.1 and all(parameter.ndim >= 2 for parameter in matrices["params"])
+        assert vectors["weight_decay"] == 0.0 and all(parameter.ndim == 1 for parameter in vectors["params"])
+        ours = {id(parameter) for group in (matrices, vectors) for parameter in group["params"]}
+        assert ours == {id(parameter) for parameter in model.parameters()}, "tied weights count once, none is left out"

@@ -1,0 +1,359 @@
+"""Every architecture keeps the contracts of the room: features, head, isolation, counts, folders."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM
+
+from corpora.batch import PADDING_SEGMENT, Batch, causal_view, masked_view
+from corpora.errors import Damaged, InputRefused, RecipeError
+from corpora.storage import new_folder
+from corpora.token_ids import TokenIds
+from students.attention import additive_mask, attention_mask, one_segment_per_row, positions_in_segments
+from students.buildable import Buildable
+from students.config import ModelConfig
+from students.registry import ARCHITECTURES, build_model, forward_flops_per_token, parameter_count
+from students.run_folder import load_model, save_model
+
+VOCAB_SIZE = 96
+TOKEN_IDS = TokenIds()
+SMALL = {
+    "llama": ModelConfig(
+        architecture="llama", num_layers=2, hidden_size=32, num_heads=4, num_kv_heads=2, rope_theta=500.0
+    ),
+    "gptj": ModelConfig(architecture="gptj", num_layers=2, hidden_size=32, num_heads=4, rotary_dim=4),
+    "elc_bert": ModelConfig(architecture="elc_bert", num_layers=3, hidden_size=32, num_heads=4, position_buckets=8),
+}
+every_architecture = pytest.mark.parametrize("architecture", SMALL)
+both_directions = pytest.mark.parametrize("causal", [True, False])
+# three documents with a padded end; one document and left padding; nothing but padding
+SEGMENTS_BT = torch.tensor([[0] * 5 + [1] * 9 + [2] * 4 + [-1] * 2, [-1] * 3 + [0] * 17, [-1] * 20])
+
+
+def small_model(architecture: str, *, seed: int = 0, **changes: object) -> Buildable:
+    """A small model in evaluation mode, with every parameter moved so that zeros and ones hide nothing."""
+    model = build_model(replace(SMALL[architecture], **changes), vocab_size=VOCAB_SIZE, token_ids=TOKEN_IDS, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def some_tokens(*shape: int) -> torch.Tensor:
+    return torch.randint(4, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(3))
+
+
+@every_architecture
+@both_directions
+def test_a_document_reads_the_same_alone_and_in_a_packed_padded_row(architecture: str, causal: bool) -> None:
+    model = small_model(architecture)
+    input_ids_BT = some_tokens(*SEGMENTS_BT.shape)
+    packed_BTD = model.features(input_ids_BT, SEGMENTS_BT, causal)
+    assert packed_BTD.isfinite().all()
+    for row in range(len(SEGMENTS_BT)):
+        for segment in SEGMENTS_BT[row].unique().tolist():
+            if segment == PADDING_SEGMENT:
+                continue
+            chosen = SEGMENTS_BT[row] == segment
+            alone_1T = input_ids_BT[row : row + 1, chosen]
+            alone_BTD = model.features(alone_1T, torch.zeros_like(alone_1T), causal)
+            torch.testing.assert_close(packed_BTD[row, chosen], alone_BTD[0], atol=1e-5, rtol=0)
+
+
+@every_architecture
+@both_directions
+def test_gradients_show_who_is_seen(architecture: str, causal: bool) -> None:
+    """The features of one position depend on itself, on what stands before it, and on what follows unless causal."""
+    model = small_model(architecture)
+    seen = []
+    model.network.get_input_embeddings().register_forward_hook(lambda _module, _ids, output: seen.append(output))
+    at = 4
+    features_BTD = model.features(some_tokens(1, 9), torch.zeros(1, 9, dtype=torch.int64), causal)
+    (gradient_BTD,) = torch.autograd.grad(features_BTD[0, at].square().sum(), seen[0])
+    reached_T = gradient_BTD[0].abs().amax(-1) > 1e-7
+    assert reached_T[: at + 1].all()
+    assert reached_T[at + 1 :].all() if not causal else (gradient_BTD[0, at + 1 :] == 0).all()
+
+
+@every_architecture
+def test_padding_gives_finite_gradients(architecture: str) -> None:
+    model = small_model(architecture)
+    model.features(some_tokens(*SEGMENTS_BT.shape), SEGMENTS_BT, True).square().mean().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_architecture
+def test_head_on_features_is_the_forward_of_transformers(architecture: str) -> None:
+    model = small_model(architecture)
+    input_ids_BT = some_tokens(2, 11)
+    ours_BTV = model.head().logits(model.features(input_ids_BT, torch.zeros_like(input_ids_BT), model.causal_head))
+    theirs_BTV = model.network(input_ids_BT, attention_mask=torch.ones_like(input_ids_BT)).logits
+    torch.testing.assert_close(ours_BTV, theirs_BTV, atol=1e-5, rtol=0)
+
+
+@every_architecture
+def test_only_rows_with_targets_leave_the_model(architecture: str) -> None:
+    model = small_model(architecture)
+    input_ids_BT = some_tokens(2, 6)
+    targets_BT = torch.full((2, 6), -100)
+    targets_BT[0, 2] = targets_BT[1, 5] = 7
+    for view in (causal_view(), masked_view(mask_seed=1, fold=0, num_folds=3)):
+        batch = Batch(input_ids_BT, targets_BT, targets_BT.clamp(min=-1), torch.zeros_like(input_ids_BT), view)
+        features_BTD = model.features(input_ids_BT, batch.segments_BT, view.objective == "causal")
+        torch.testing.assert_close(model(batch), torch.stack([features_BTD[0, 2], features_BTD[1, 5]]))
+
+
+@every_architecture
+def test_evaluation_draws_nothing_and_training_drops(architecture: str) -> None:
+    model = small_model(architecture, attention_dropout=0.5)
+    input_ids_BT = some_tokens(2, 8)
+    segments_BT = torch.zeros_like(input_ids_BT)
+    before = torch.get_rng_state()
+    evaluated_BTD = model.features(input_ids_BT, segments_BT, True)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not torch.allclose(model.train().features(input_ids_BT, segments_BT, True), evaluated_BTD)
+
+
+@every_architecture
+@both_directions
+def test_bf16_autocast_stays_near_fp32(architecture: str, causal: bool) -> None:
+    model = small_model(architecture)
+    input_ids_BT = some_tokens(*SEGMENTS_BT.shape)
+    exact_BTD = model.features(input_ids_BT, SEGMENTS_BT, causal)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded_BTD = model.features(input_ids_BT, SEGMENTS_BT, causal)
+        model.head().logits(rounded_BTD).mean().backward()
+    error = (rounded_BTD.float() - exact_BTD).norm() / exact_BTD.norm()
+    assert error < 0.05
+
+
+@every_architecture
+def test_the_seed_alone_decides_the_weights(architecture: str) -> None:
+    def built(seed: int) -> dict[str, torch.Tensor]:
+        return build_model(SMALL[architecture], vocab_size=VOCAB_SIZE, token_ids=TOKEN_IDS, seed=seed).state_dict()
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first = built(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(6)
+    second, other = built(1), built(2)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+SHAPES = [
+    *SMALL.values(),
+    replace(SMALL["llama"], tie_word_embeddings=True, num_kv_heads=None, intermediate_size=40),
+    replace(SMALL["gptj"], tie_word_embeddings=False, intermediate_size=40),
+    *(replace(SMALL["elc_bert"], variant=variant) for variant in ("base", "normalized", "weighted_output")),
+]
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_parameter_count_is_that_of_the_model(config: ModelConfig) -> None:
+    with torch.device("meta"):
+        model = ARCHITECTURES[config.architecture](config, vocab_size=VOCAB_SIZE, token_ids=TOKEN_IDS)
+    assert parameter_count(config, VOCAB_SIZE) == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_layers", "hidden_size", "num_heads", "vocab_size", "options", "published"),
+    [
+        ("llama", 24, 1024, 8, 16000, {"intermediate_size": 3072}, 359_973_888),
+        ("llama", 16, 512, 8, 16000, {"intermediate_size": 1024}, 58_343_936),
+        ("llama", 32, 960, 15, 16000, {"intermediate_size": 2560, "num_kv_heads": 5}, 345_355_200),
+        ("gptj", 24, 1536, 16, 16000, {}, 704_330_368),
+        ("gptj", 24, 1536, 16, 16000, {"tie_word_embeddings": False}, 728_906_368),
+        ("elc_bert", 12, 768, 12, 16384, {}, 98_229_838),
+        ("elc_bert", 12, 768, 12, 16384, {"variant": "base"}, 98_229_838),
+        ("elc_bert", 12, 768, 12, 16384, {"variant": "weighted_output"}, 98_229_851),
+        ("elc_bert", 12, 384, 6, 6144, {}, 23_799_630),
+    ],
+)
+def test_parameter_count_is_the_published_one(
+    architecture: str, num_layers: int, hidden_size: int, num_heads: int, vocab_size: int, options: dict, published: int
+) -> None:
+    config = ModelConfig(
+        architecture=architecture, num_layers=num_layers, hidden_size=hidden_size, num_heads=num_heads, **options
+    )
+    assert parameter_count(config, vocab_size) == published
+
+
+@every_architecture
+def test_forward_flops_are_those_that_torch_counts(architecture: str) -> None:
+    model = small_model(architecture)
+    input_ids_BT = some_tokens(4, 24)
+    segments_BT = SEGMENTS_BT.new_zeros(4, 24)
+    # the counter knows plain products, not the CPU's own attention kernel
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as body:
+        features_BTD = model.features(input_ids_BT, segments_BT, False)
+    with FlopCounterMode(display=False) as head:
+        model.head().logits(features_BTD)
+    flops = forward_flops_per_token(SMALL[architecture], VOCAB_SIZE, 24)
+    assert head.get_total_flops() == flops.head * 4 * 24
+    # ELC-BERT projects its relative positions once for all rows of a batch, which the closed form leaves out
+    assert body.get_total_flops() / (flops.body * 4 * 24) == pytest.approx(
+        1.0, abs=0.1 if architecture == "elc_bert" else 1e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "line"),
+    [
+        ("llama", {"hidden_size": 30}, "model.hidden_size: 30 is not divisible by num_heads 4"),
+        ("llama", {"hidden_size": 36, "num_kv_heads": None}, "model.num_heads: heads of 9 dimensions"),
+        ("llama", {"num_kv_heads": 3}, "model.num_kv_heads: 3 does not divide num_heads 4"),
+        ("llama", {"dropout": 0.1}, "model.dropout: found 0.1, but llama has none"),
+        ("gptj", {"rotary_dim": 5}, "model.rotary_dim: found 5"),
+        ("gptj", {"rotary_dim": 16}, "head size 8"),
+        ("gptj", {"attention_dropout": 1.0}, "model.attention_dropout: found 1.0"),
+        ("elc_bert", {"tie_word_embeddings": False}, "model.tie_word_embeddings"),
+        ("elc_bert", {"position_buckets": 7}, "model.position_buckets: found 7"),
+        ("elc_bert", {"num_layers": 0}, "model.num_layers: found 0"),
+        ("elc_bert", {"vocab_size": 95}, "model.vocab_size: found 95, the tokenizer has 96"),
+        ("elc_bert", {"architecture": "bert"}, "model.architecture: found 'bert'"),
+    ],
+)
+def test_a_model_that_cannot_be_is_refused_in_one_line(architecture: str, changes: dict, line: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        build_model(replace(SMALL[architecture], **changes), vocab_size=VOCAB_SIZE, token_ids=TOKEN_IDS, seed=0)
+    assert line in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_initial_weights_of_the_causal_models() -> None:
+    for architecture in ("llama", "gptj"):
+        model = build_model(SMALL[architecture], vocab_size=2000, token_ids=TOKEN_IDS, seed=0)
+        for name, parameter in model.network.named_parameters():
+            if parameter.dim() == 2:
+                assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+
+
+@given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5), padding=st.integers(0, 4), causal=st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_masks_and_positions_follow_their_definition(lengths: list[int], padding: int, causal: bool) -> None:
+    segments = [number for number, length in enumerate(lengths) for _ in range(length)] + [PADDING_SEGMENT] * padding
+    segments_1T = torch.tensor([segments])
+    mask_B1TT = attention_mask(segments_1T, causal)
+    assert mask_B1TT.shape == (1, 1, len(segments), len(segments))
+    for query, query_segment in enumerate(segments):
+        for key, key_segment in enumerate(segments):
+            seen = query_segment == key_segment and (key <= query or not causal)
+            assert mask_B1TT[0, 0, query, key] == seen
+            assert additive_mask(mask_B1TT)[0, 0, query, key] == (0 if seen else -torch.inf)
+    expected = [index for length in [*lengths, padding] for index in range(length)]
+    assert positions_in_segments(segments_1T)[0].tolist() == expected
+    assert one_segment_per_row(segments_1T) == (len(lengths) == 1 and padding == 0)
+
+
+def saved(folder: Path, model: Buildable) -> Path:
+    with new_folder(folder, kind="model", fingerprint={}) as writer:
+        save_model(writer, model)
+    return folder
+
+
+def assert_same_logits(loaded: Buildable, model: Buildable) -> None:
+    input_ids_BT = some_tokens(*SEGMENTS_BT.shape)
+    for causal in (True, False):
+        ours_BTV = model.head().logits(model.features(input_ids_BT, SEGMENTS_BT, causal))
+        assert torch.equal(loaded.head().logits(loaded.features(input_ids_BT, SEGMENTS_BT, causal)), ours_BTV)
+
+
+@pytest.mark.parametrize("config", SHAPES)
+def test_a_saved_model_is_loaded_as_it_was(config: ModelConfig, tmp_path: Path) -> None:
+    changes = {name: getattr(config, name) for name in ("tie_word_embeddings", "variant", "intermediate_size")}
+    model = small_model(config.architecture, **changes)
+    loaded = load_model(saved(tmp_path / "run", model))
+    assert (loaded.config, loaded.vocab_size, loaded.token_ids) == (model.config, VOCAB_SIZE, TOKEN_IDS)
+    assert not loaded.training
+    assert_same_logits(loaded, model)
+    again = saved(tmp_path / "again", loaded)
+    for path in sorted(again.iterdir()):
+        assert path.read_bytes() == (tmp_path / "run" / path.name).read_bytes(), path.name
+
+
+def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+    for architecture, name in (("gptj", "lm_head.weight"), ("elc_bert", "decoder.weight")):
+        folder = saved(tmp_path / architecture, small_model(architecture))
+        assert name not in safetensors.torch.load_file(folder / "model.safetensors")
+        loaded = load_model(folder)
+        assert loaded.head().weight_VD is loaded.network.get_input_embeddings().weight
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gptj"])
+def test_transformers_reads_the_run_folder(architecture: str, tmp_path: Path) -> None:
+    model = small_model(architecture)
+    folder = saved(tmp_path / "run", model)
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    input_ids_BT = some_tokens(2, 11)
+    assert torch.equal(theirs(input_ids_BT).logits, model.network(input_ids_BT).logits)
+    assert theirs.generation_config.eos_token_id == TOKEN_IDS.end
+    described = json.loads((folder / "config.json").read_text())
+    assert described["torch_dtype"] == "float32"
+    assert described.get("rope_theta") == (500.0 if architecture == "llama" else None)
+
+
+@every_architecture
+def test_a_plain_hugging_face_folder_is_a_model_too(architecture: str, tmp_path: Path) -> None:
+    model = small_model(architecture)
+    model.network.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path)
+    assert loaded.config.architecture == architecture
+    assert_same_logits(loaded, model)
+
+
+def test_a_config_of_transformers_4_keeps_its_rotary_base(tmp_path: Path) -> None:
+    small_model("llama").network.save_pretrained(tmp_path)
+    described = json.loads((tmp_path / "config.json").read_text())
+    del described["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(described | {"rope_theta": 500.0}))
+    assert load_model(tmp_path).config.rope_theta == 500.0
+
+
+def test_folders_that_are_no_model_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = small_model("llama")
+
+    def refused(folder: Path, error: type[Exception] = InputRefused) -> str:
+        with pytest.raises(error) as caught:
+            load_model(folder)
+        assert "\n" not in str(caught.value)
+        return str(caught.value)
+
+    assert "neither a finished run nor" in refused(tmp_path)
+    unfinished = saved(tmp_path / "unfinished", model)
+    (unfinished / "manifest.json").unlink()
+    assert "never finished" in refused(unfinished)
+
+    damaged = saved(tmp_path / "damaged", model)
+    stored = bytearray((damaged / "model.safetensors").read_bytes())
+    stored[-1] ^= 1
+    (damaged / "model.safetensors").write_bytes(stored)
+    assert "digest" in refused(damaged, Damaged)
+
+    plain = tmp_path / "plain"
+    model.network.save_pretrained(plain)
+    described = json.loads((plain / "config.json").read_text())
+    for changes, clause in (
+        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported, only llama, gptj, elc_bert"),
+        ({"attention_bias": True}, "llama with attention_bias True is not supported"),
+        ({"num_hidden_layers": 1}, "model.layers.1"),
+        ({"vocab_size": 90}, "lm_head.weight has shape (96, 32)"),
+    ):
+        (plain / "config.json").write_text(json.dumps(described | changes))
+        assert clause in refused(plain)
+    (plain / "config.json").write_text("[]")
+    assert "expected an object" in refused(plain)
+    with new_folder(tmp_path / "cache", kind="cache", fingerprint={}):
+        pass
+    assert "a cache without" in refused(tmp_path / "cache")
