@@ -58,6 +58,9 @@ def source_files(config: CorpusConfig) -> dict[str, Path]:
     files = {path.relative_to(root).as_posix(): path for path in sorted(found)}
     if not files:
         raise InputRefused(f"corpus.root: {root} holds no file that ends in {', '.join(ENDINGS)}; put the text there")
+    for name in files:
+        if _NO_CHARACTER.search(name):
+            raise InputRefused(f"corpus.root: the file name {name!a} below {root} is not UTF-8; rename the file")
     return files
 
 

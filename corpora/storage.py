@@ -103,7 +103,7 @@ def make_folder(path: Path) -> None:
 def write_file(path: Path, data: bytes | memoryview) -> None:
     """Commit `data` to `path`, all or nothing.
 
-    Raises NoRoom when the disk, a quota or the file-size limit is exhausted; nothing is left behind then.
+    Raises NoRoom when the disk, a quota or the file-size limit is exhausted; no temporary is left behind then.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,82 +19,81 @@ FILES = ("model.safetensors", "optimizer.safetensors")
 
 
 @dataclass(frozen=True)
-class Resumed:
-    """What a checkpoint says about the run it belongs to."""
+class Progress:
+    """How far a run has come."""
 
-    step: int  # optimiser steps done
-    log_length: int  # bytes of the metrics log that belong to them
-    words: int  # words seen in them, repeats included
-
-
-def save_checkpoint(
-    folder: Path,
-    *,
-    step: int,
-    log_length: int,
-    words: int,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fingerprint: dict[str, Any],
-) -> None:
-    """Commit the state after `step` steps, then delete all but it and the newest whole one before it."""
-    newest = folder / f"step-{step:08d}"
-    with new_folder(newest, kind="checkpoint", fingerprint=fingerprint) as writer:
-        for name, tensors in zip(FILES, (model.named_parameters(), _optimizer_tensors(optimizer)), strict=True):
-            writer.write(name, save({key: value.detach().cpu().contiguous() for key, value in tensors}))
-        writer.facts |= {"step": step, "log_length": log_length, "words": words}
-    others = [path for path in _folders(folder) if path != newest]
-    whole = [path for path in others if _is_whole(path)]
-    for path in set(others) - set(whole[-(KEPT - 1) :]):
-        remove_folder(path)
+    step: int = 0  # optimiser steps done
+    log_length: int = 0  # bytes of the metrics log that belong to them
+    words: int = 0  # words seen in them, repeats included
 
 
-def load_checkpoint(
-    folder: Path,
-    *,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    fingerprint: dict[str, Any],
-    announce: Callable[[str], None] = lambda line: None,
-) -> Resumed | None:
-    """Restore the newest valid checkpoint, or return None when there is none.
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, each a committed folder with the state of its model and optimiser."""
 
-    Raises InputRefused when it belongs to another recipe. Changes nothing on disk, so that every process may call it.
-    """
-    for path in reversed(_folders(folder)):
-        try:
-            manifest = read_manifest(path)
-            if manifest is None:  # the run ended while this one was written
+    folder: Path
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    fingerprint: dict[str, Any]
+
+    def save(self, progress: Progress) -> None:
+        """Commit the state, then delete all but it and the newest whole checkpoint before it."""
+        newest = self.folder / f"step-{progress.step:08d}"
+        with new_folder(newest, kind="checkpoint", fingerprint=self.fingerprint) as writer:
+            for name, tensors in zip(FILES, (self.model.named_parameters(), self._optimizer_tensors()), strict=True):
+                writer.write(name, save({key: value.detach().cpu().contiguous() for key, value in tensors}))
+            writer.facts |= asdict(progress)
+        others = [path for path in self._folders() if path != newest]
+        whole = [path for path in others if _is_whole(path)]
+        for path in set(others) - set(whole[-(KEPT - 1) :]):
+            remove_folder(path)
+
+    def restore(self, announce: Callable[[str], None] = lambda line: None) -> Progress:
+        """Go back to the newest valid checkpoint, or to the beginning when there is none.
+
+        Raises InputRefused when it belongs to another recipe. Changes nothing on disk, so that every process may call
+        it.
+        """
+        for path in reversed(self._folders()):
+            try:
+                manifest = read_manifest(path)
+                if manifest is None:  # the run ended while this one was written
+                    continue
+                manifest.require("checkpoint", self.fingerprint)
+                model_file, optimizer_file = (manifest.verified(name) for name in FILES)
+            except Damaged as error:
+                announce(f"{error}; going back to the checkpoint before it")
                 continue
-            manifest.require("checkpoint", fingerprint)
-            model_file, optimizer_file = (manifest.verified(name) for name in FILES)
-        except Damaged as error:
-            announce(f"{error}; going back to the checkpoint before it")
-            continue
-        _restore(model_file, optimizer_file, model, optimizer)
-        return Resumed(manifest.facts["step"], manifest.facts["log_length"], manifest.facts["words"])
-    return None
+            _restore_model(self.model, model_file)
+            _restore_optimizer(self.optimizer, optimizer_file)
+            return Progress(**manifest.facts)
+        return Progress()
+
+    def _optimizer_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """The optimiser's state as `parameter.field`: safetensors has names for tensors and nothing deeper."""
+        for index, fields in self.optimizer.state_dict()["state"].items():
+            for field, value in fields.items():
+                yield f"{index}.{field}", value
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*"))
 
 
-def _restore(model_file: Path, optimizer_file: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    weights = load_file(model_file)
-    parameters = dict(model.named_parameters())
-    if weights.keys() != parameters.keys():
-        raise Damaged(f"{model_file}: holds other parameters than the model; delete {model_file.parent.parent}")
+def _restore_model(model: nn.Module, path: Path) -> None:
+    weights, parameters = load_file(path), dict(model.named_parameters())
+    assert weights.keys() == parameters.keys(), "equal fingerprints mean equal models"
     with torch.no_grad():
         for name, value in weights.items():
             parameters[name].copy_(value)
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, path: Path) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in load_file(optimizer_file).items():
+    for name, value in load_file(path).items():
         index, field = name.split(".", 1)
         state.setdefault(int(index), {})[field] = value
+    # rates and decays are the recipe's
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
-    for index, fields in optimizer.state_dict()["state"].items():
-        for field, value in fields.items():
-            yield f"{index}.{field}", value
 
 
 def _is_whole(path: Path) -> bool:
@@ -104,7 +103,3 @@ def _is_whole(path: Path) -> bool:
         return manifest is not None and all(manifest.verified(name) for name in FILES)
     except Damaged:
         return False
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*"))

@@ -40,12 +40,12 @@ class Processes:
         self.world_size: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.device: torch.device = self._accelerator.device
-        wanted = launched if expected is None else expected
-        if self.world_size != wanted or self.world_size != launched:
-            raise RecipeError(
-                f"processes: {self.world_size} take part, {wanted} were asked for; start them with "
-                f"torchrun --nproc_per_node {wanted} -m distill run RECIPE (on CPUs with ACCELERATE_USE_CPU=true)"
-            )
+        for wanted, verb in ((launched, "launched"), (launched if expected is None else expected, "asked for")):
+            if self.world_size != wanted:
+                raise RecipeError(
+                    f"processes: {self.world_size} take part, {wanted} were {verb}; start them with "
+                    f"torchrun --nproc_per_node {wanted} -m distill run RECIPE (on CPUs with ACCELERATE_USE_CPU=true)"
+                )
         if self._accelerator.distributed_type not in PLAIN:
             raise RecipeError(
                 f"processes: the launcher asks for {self._accelerator.distributed_type.value}, expected plain data "

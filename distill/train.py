@@ -21,7 +21,7 @@ from corpora.errors import Diverged, Preempted
 from corpora.loader import plan_rows
 from corpora.prepare import Corpus
 from corpora.storage import file_digest, new_folder
-from distill.checkpoint import Resumed, load_checkpoint, save_checkpoint
+from distill.checkpoint import Checkpoints, Progress
 from distill.config import TrackingConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective
@@ -30,8 +30,8 @@ from distill.precision import autocast, resolve_precision
 from distill.preemption import stop_flag
 from distill.step_data import StepData, Term, require_rows, step_data, view_shares
 from distill.tracking import METRICS, Tracker
+from students.buildable import Buildable
 from students.config import ModelConfig
-from students.language_model import LanguageModel
 from students.registry import build_model
 from students.run_folder import save_model
 from teachers.config import CacheConfig
@@ -78,15 +78,10 @@ def train(run: Run, processes: Processes) -> None:
 
     # another arithmetic or world size would go on, but not to the same weights
     arithmetic = {"precision": precision, "processes": processes.world_size, "micro_batch": config.micro_batch_size}
-    checkpoints, checkpoint_key = run.folder / "checkpoints", run.fingerprint | {"arithmetic": arithmetic}
-    start = load_checkpoint(
-        checkpoints,
-        model=model,
-        optimizer=optimizer,
-        fingerprint=checkpoint_key,
-        announce=print if processes.is_first else lambda line: None,
+    checkpoints = Checkpoints(
+        run.folder / "checkpoints", model, optimizer, run.fingerprint | {"arithmetic": arithmetic}
     )
-    start = start or Resumed(0, 0, 0)
+    start = checkpoints.restore(announce=print if processes.is_first else lambda line: None)
     processes.barrier()  # all have read before the first writes
     module = processes.wrap(Objective(model)).train()
     tracker = Tracker(
@@ -128,15 +123,7 @@ def train(run: Run, processes: Processes) -> None:
             if done < steps and (stopping or done % config.checkpoint_every == 0):
                 log_length = tracker.synced_length()
                 if processes.is_first:
-                    save_checkpoint(
-                        checkpoints,
-                        step=done,
-                        log_length=log_length,
-                        words=words,
-                        model=model,
-                        optimizer=optimizer,
-                        fingerprint=checkpoint_key,
-                    )
+                    checkpoints.save(Progress(done, log_length, words))
             if stopping:
                 processes.barrier()
                 raise Preempted(f"{run.folder}: stopped after step {done} and saved; the same command goes on")
@@ -175,7 +162,7 @@ def _require_finite(run: Run, step: int, norm: float, means: Mapping[str, float]
         )
 
 
-def _commit(run: Run, model: LanguageModel, *, steps: int, words: int, precision: str) -> None:
+def _commit(run: Run, model: Buildable, *, steps: int, words: int, precision: str) -> None:
     """The run folder: weights, config, tokenizer and the metrics log; the manifest comes last."""
     with new_folder(run.folder, kind="run", fingerprint=run.fingerprint) as writer:
         save_model(writer, model.cpu().eval())

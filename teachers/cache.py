@@ -38,7 +38,6 @@ from teachers.codecs import CODECS
 from teachers.config import CacheConfig
 from teachers.signal import MemberSignal
 
-
 CPU = torch.device("cpu")
 
 

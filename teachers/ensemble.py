@@ -14,7 +14,6 @@ from students.language_model import LanguageModel
 from teachers.cache import CachedTeacher
 from teachers.signal import POOLS, MemberSignal, Signal, normalised, row_chunks
 
-
 CHUNK_BYTES = 64 << 20  # of logits at once, for each member
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
-import tiny
 from corpora import storage
 from corpora.batch import Batch, causal_view, masked_view
 from corpora.errors import Damaged, Diverged, InputRefused
@@ -77,9 +77,7 @@ def test_fp32_features_give_the_live_log_probabilities(
 
 
 @pytest.mark.parametrize(("architecture", "objective"), TEACHERS)
-def test_bf16_features_lose_next_to_nothing(
-    corpus: Corpus, tmp_path: Path, architecture: str, objective: str
-) -> None:
+def test_bf16_features_lose_next_to_nothing(corpus: Corpus, tmp_path: Path, architecture: str, objective: str) -> None:
     model, key = tiny.model(architecture, corpus), tiny.cache_key(corpus, objective=objective, dtype="bf16")
     stored = tiny.cached(model, key, tmp_path / "cache")
     positions = stored.covered_positions()

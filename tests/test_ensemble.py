@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-import tiny
-from corpora.batch import causal_view
+from corpora.batch import Objective, causal_view
 from corpora.prepare import Corpus
 from corpora.windows import plan_windows, window_batches
-from distill.evaluate import member_nats, pool_nats
+from distill.evaluate import member_nats, model_nats, pool_nats
 from distill.losses import forward_kl
 from students.head import Head
 from teachers import ensemble as ensemble_module
@@ -207,13 +207,25 @@ def test_a_live_ensemble_is_its_cached_pool(corpus: Corpus, tmp_path: Path, pool
         assert (live - cached_pool.signal(batch, CPU).pooled_log_probs(ALL)).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize(("architecture", "objective"), [("gptj", "causal"), ("elc_bert", "masked")])
+def test_a_teacher_costs_alone_what_its_cache_costs(
+    corpus: Corpus, tmp_path: Path, architecture: str, objective: Objective
+) -> None:
+    """Models and pools are scored on the same targets, in the same windows and masks."""
+    model, key = tiny.model(architecture, corpus), tiny.cache_key(corpus, stream="test", objective=objective)
+    positions_N, nats_N = model_nats(model, corpus, "test", objective, tiny.CACHE)
+    pool = Ensemble((tiny.cached(model, key, tmp_path / "cache"),), (1.0,))
+    pool_positions_N, pool_nats_N = pool_nats(pool, corpus, "test")
+    order = np.argsort(positions_N)
+    assert np.array_equal(positions_N[order], pool_positions_N)
+    assert np.abs(nats_N[order] - pool_nats_N).max() < 1e-5
+
+
 def test_nats_of_a_pool_are_those_of_its_signal_whatever_the_chunks(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = tiny.cache_key(corpus, stream="tune")
-    members = tuple(
-        tiny.cached(tiny.model("llama", corpus, seed=seed), key, tmp_path / str(seed)) for seed in range(2)
-    )
+    members = tuple(tiny.cached(tiny.model("llama", corpus, seed=seed), key, tmp_path / str(seed)) for seed in range(2))
     pool = Ensemble(members, (0.5, 0.5))
     positions_N, nats_N = pool_nats(pool, corpus, "tune")
     monkeypatch.setattr(ensemble_module, "CHUNK_BYTES", 100 * 4 * corpus.vocab_size)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-import tiny
 from corpora.batch import Batch
 from corpora.errors import RecipeError
 from corpora.loader import plan_rows
@@ -61,9 +60,7 @@ def data_of(corpus: Corpus, config: TrainConfig, terms: Sequence[Term], processe
     plan = plan_rows(
         corpus.streams["train"], seq_len=config.seq_len, batch_size=config.batch_size, seed=5, random_offsets=True
     )
-    return step_data(
-        STEP, plan, corpus=corpus, config=config, cache=tiny.CACHE, terms=terms, processes=processes
-    )
+    return step_data(STEP, plan, corpus=corpus, config=config, cache=tiny.CACHE, terms=terms, processes=processes)
 
 
 def value_and_gradients(model: Buildable, data: StepData) -> tuple[float, dict[str, float], dict[str, Tensor]]:
@@ -312,7 +309,9 @@ def test_the_order_in_which_views_are_written_means_nothing() -> None:
 
 
 def test_a_step_too_small_for_its_views_or_processes_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"train.batch_size: 4 rows leave none for causal .* raise it to 16") as refused:
+    with pytest.raises(
+        RecipeError, match=r"train.batch_size: 4 rows leave none for causal .* raise it to 16"
+    ) as refused:
         require_rows(tiny.train_config(batch_size=4, views={"causal": 1, "masked": 15}), 1)
     assert refused.value.exit_code == 2
     with pytest.raises(RecipeError, match="train.batch_size: 4 rows for 8 processes"):
@@ -359,7 +358,8 @@ def test_the_learning_rate_of_very_short_runs_is_positive() -> None:
     for warmup_share in (0.0, 0.5, 1.0):
         for steps in (1, 2, 3):
             config = tiny.train_config(warmup_share=warmup_share, min_lr_share=0.1)
-            assert all(0 < learning_rate(step, steps, config) <= config.lr for step in range(steps))
+            rates = [learning_rate(step, steps, config) for step in range(steps)]
+            assert min(rates) > 0 and max(rates) == pytest.approx(config.lr)
 
 
 def test_matrices_decay_and_vectors_do_not(corpus: Corpus) -> None:
