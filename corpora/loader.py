@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from corpora.addressed import address, permutation
 from corpora.stream import Stream, require_row
+
+Span = tuple[int, int]  # positions [start, stop) of a stream
+
+
+class Row(NamedTuple):
+    """One row of a step."""
+
+    epoch: int  # the pass over the stream that it belongs to
+    span: Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +45,17 @@ class RowPlan:
         """Optimiser steps in so many passes, at least one."""
         return max(round(epochs * self.rows_per_epoch / self.batch_size), 1)
 
-    def epoch(self, step: int) -> int:
-        """The pass that the first row of a step belongs to."""
-        return step * self.batch_size // self.rows_per_epoch
+    def rows(self, step: int) -> list[Row]:
+        """The rows of a step in global order; they are numbered through the run, so a step may meet two epochs."""
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs_and_rows = (divmod(number, self.rows_per_epoch) for number in numbers)
+        return [Row(epoch, self._span(epoch, row)) for epoch, row in epochs_and_rows]
 
-    def spans(self, step: int) -> list[tuple[int, int]]:
-        """Positions [start, stop) of each row of the step, in global order."""
-        rows = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        return [self._span(*divmod(int(row), self.rows_per_epoch)) for row in rows]
+    def spans(self, step: int) -> list[Span]:
+        """Positions of the step's rows in global order."""
+        return [row.span for row in self.rows(step)]
 
-    def _span(self, epoch: int, row: int) -> tuple[int, int]:
+    def _span(self, epoch: int, row: int) -> Span:
         start = self._offset(epoch) + int(_order(self.seed, epoch, self.rows_per_epoch)[row]) * self.seq_len
         return start, start + self.seq_len
 

@@ -14,11 +14,10 @@ import torch
 from corpora.batch import Objective
 from corpora.prepare import Corpus
 from corpora.windows import plan_windows, window_batches
-from distill.objective import CHUNK_BYTES
 from students.language_model import LanguageModel
 from teachers.cache import CachedTeacher, cached_view
 from teachers.config import CacheConfig
-from teachers.ensemble import Ensemble, target_nats
+from teachers.ensemble import CHUNK_BYTES, Ensemble, target_nats
 
 
 def model_nats(

@@ -20,17 +20,22 @@ def cross_entropy(log_probs_NV: Tensor, targets_N: Tensor) -> Tensor:
 
 def forward_kl(log_probs_NV: Tensor, teacher: Expanded) -> Tensor:
     """KL(teacher, student) of each row, [N] (Hinton et al., arXiv 1503.02531, without the factor T^2)."""
-    probs_NV = teacher.log_weights_NK.exp()
-    return -(probs_NV * log_probs_NV).sum(-1) - teacher.entropy_N
+    return -(teacher.weights_NK * log_probs_NV).sum(-1) - teacher.entropy_N
+
+
+def forward_kl_gradient(probs_NV: Tensor, teacher: Expanded) -> Tensor:
+    """Gradient of `forward_kl` in the student's logits: student - teacher, [N, V]."""
+    return probs_NV - teacher.weights_NK
 
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """A divergence from a teacher's distribution, and the kinds of signal it is right for."""
+    """A divergence from a teacher's distribution, its gradient, and the kinds of signal it is right for."""
 
-    divergence: Callable[[Tensor, Expanded], Tensor]
+    divergence: Callable[[Tensor, Expanded], Tensor]  # of the student's log-probabilities
+    gradient: Callable[[Tensor, Expanded], Tensor]  # of the student's probabilities; in the logits
     accepts: frozenset[Kind]
 
 
 # cross_entropy needs no teacher and is a loss by itself
-DISTILLATION_LOSSES = {"forward_kl": DistillationLoss(forward_kl, frozenset({"dense"}))}
+DISTILLATION_LOSSES = {"forward_kl": DistillationLoss(forward_kl, forward_kl_gradient, frozenset({"dense"}))}

@@ -24,6 +24,7 @@ from corpora.tokenizer import read_tokenizer
 from distill.config import Recipe
 from distill.distributed import Processes
 from distill.evaluate import member_nats
+from distill.memory import keep_freed_memory
 from distill.project import Pool, Project
 from distill.recipe import resolved_yaml
 from distill.scores import ScoreBoard, contenders, pair_tasks, score_tasks
@@ -119,6 +120,7 @@ def score_candidate(folder: str | Path, config: BenchmarksConfig, out: str | Pat
 @contextlib.contextmanager
 def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
     """Join the other processes; the first holds the project's lock for as long as anything may be written."""
+    keep_freed_memory()
     processes = Processes(recipe.processes)
     project = Project(recipe)
     with locked(project.folder) if processes.is_first else contextlib.nullcontext():
@@ -168,6 +170,7 @@ def _cache(project: Project, processes: Processes) -> None:
                 rank=processes.rank,
                 world_size=processes.world_size,
                 barrier=processes.barrier,
+                device=processes.device,
                 announce=_announcer(True),
             )
     with processes.first_alone() as first:

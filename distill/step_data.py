@@ -5,22 +5,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from corpora.batch import Batch, Objective, View, causal_view, masked_view
 from corpora.errors import RecipeError
-from corpora.loader import RowPlan
+from corpora.loader import RowPlan, Span
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
 from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
-from distill.objective import Part, PartTerm
+from distill.fused import RowTerm
+from distill.objective import Part
 from teachers.config import CacheConfig
 from teachers.ensemble import Ensemble
 
-Span = tuple[int, int]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def require_rows(config: TrainConfig, world_size: int) -> None:
             f"train.batch_size: {config.batch_size} rows for {world_size} processes, each needs at least one; raise it"
         )
     shares = view_shares(config)
-    missing = set(shares) - {objective for objective, _ in _rows_of_views([(0, 0)] * config.batch_size, shares)}
+    missing = set(shares) - {objective for objective, _ in _rows_of_views(range(config.batch_size), shares)}
     if missing:
         raise RecipeError(
             f"train.batch_size: {config.batch_size} rows leave none for {' and '.join(sorted(missing))} with the "
@@ -87,14 +89,15 @@ def step_data(
 ) -> StepData:
     """What this process reads in a step; the rows and targets of the whole step are the same on any number of them."""
     shares = view_shares(config)
-    views = {objective: step_view(objective, plan.epoch(step), config, cache) for objective in shares}
-    own = processes.own_share(_rows_of_views(plan.spans(step), shares))
+    rows = [
+        (step_view(objective, row.epoch, config, cache), row.span)
+        for objective, row in _rows_of_views(plan.rows(step), shares)
+    ]
+    own = processes.own_share(rows)
     count = _num_micro_batches(len(own), config)
     batches = [
         [
-            make_batch(
-                corpus.streams["train"], spans, views[view], token_ids=corpus.token_ids, vocab_size=corpus.vocab_size
-            )
+            make_batch(corpus.streams["train"], spans, view, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size)
             for view, spans in _by_view(own[number::count]).items()
         ]
         for number in range(count)
@@ -129,7 +132,7 @@ def _part(
     return Part(
         batch.to(device),
         tuple(
-            PartTerm(
+            RowTerm(
                 name,
                 term.config,
                 term.ensemble.signal(batch, device) if term.ensemble is not None else None,
@@ -140,20 +143,21 @@ def _part(
     )
 
 
-def _rows_of_views(spans: Sequence[Span], shares: Mapping[Objective, float]) -> list[tuple[Objective, Span]]:
+def _rows_of_views(rows: Sequence[T], shares: Mapping[Objective, float]) -> list[tuple[Objective, T]]:
     """The rows of the global batch divided by the shares; which rows a view gets depends on the batch alone."""
-    edges = np.round(np.cumsum([0.0, *shares.values()]) * len(spans)).astype(int)
+    edges = np.round(np.cumsum([0.0, *shares.values()]) * len(rows)).astype(int)
     return [
-        (objective, span)
+        (objective, row)
         for objective, first, last in zip(shares, edges, edges[1:], strict=False)
-        for span in spans[first:last]
+        for row in rows[first:last]
     ]
 
 
-def _by_view(rows: Sequence[tuple[Objective, Span]]) -> dict[Objective, list[Span]]:
-    grouped: dict[Objective, list[Span]] = {}
-    for objective, span in rows:
-        grouped.setdefault(objective, []).append(span)
+def _by_view(rows: Sequence[tuple[View, Span]]) -> dict[View, list[Span]]:
+    """Rows of one view make a batch; where a step meets the next epoch, masked rows have two folds, so two views."""
+    grouped: dict[View, list[Span]] = {}
+    for view, span in rows:
+        grouped.setdefault(view, []).append(span)
     return grouped
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Literal
 
 import torch
@@ -22,10 +23,11 @@ Kind = Literal["dense", "truncated", "sampled"]
 class Expanded:
     """A teacher distribution over each of some target rows, at one temperature.
 
-    `log_weights_NK` are log-probabilities of the tokens `ids_NK` (None: every token of the vocabulary, K = V),
+    `weights_NK` and their logs are probabilities of the tokens `ids_NK` (None: every token of the vocabulary, K = V),
     `log_outside_N` the log of the mass of all other tokens (None: there is none), `entropy_N` the entropy in nats.
     """
 
+    weights_NK: Tensor
     log_weights_NK: Tensor
     ids_NK: Tensor | None
     log_outside_N: Tensor | None
@@ -47,12 +49,12 @@ class MemberSignal:
 
 def mixture(logits_MNV: Sequence[Tensor], weights_M: Sequence[float]) -> Tensor:
     """Log of the weighted mean of the members' probabilities; fp32 [N, V]."""
-    weighted = [
+    weighted = (
         logits.log_softmax(-1) + math.log(weight)
         for logits, weight in zip(logits_MNV, weights_M, strict=True)
         if weight
-    ]
-    return weighted[0] if len(weighted) == 1 else torch.stack(weighted).logsumexp(0)
+    )
+    return reduce(torch.logaddexp, weighted)
 
 
 def product(logits_MNV: Sequence[Tensor], weights_M: Sequence[float]) -> Tensor:
@@ -77,21 +79,27 @@ class Signal:
 
     def pooled_log_probs(self, rows: slice, temperature: float = 1.0) -> Tensor:
         """Log-probabilities of the pool, fp32 [N, V]; every member's logits are divided by the temperature first."""
-        logits = [member.logits(rows) / temperature for member in self.members]
+        logits = [member.logits(rows) for member in self.members]
+        if temperature != 1.0:
+            logits = [logits_NV / temperature for logits_NV in logits]
         return POOLS[self.pool](logits, self.weights)
 
     def expand(self, rows: slice, temperature: float = 1.0) -> Expanded:
         """The pool's distribution over some target rows, without gradient."""
         with torch.no_grad():
             log_probs_NV = self.pooled_log_probs(rows, temperature)
-            # a probability of zero has a log of -inf and adds nothing to the entropy
-            entropy_N = torch.special.entr(log_probs_NV.exp()).sum(-1)
-        return Expanded(log_probs_NV, None, None, entropy_N, "dense")
+            probs_NV = log_probs_NV.exp()
+            # finite logits have finite log-probabilities, so nothing here is 0 * -inf
+            entropy_N = -(probs_NV * log_probs_NV).sum(-1)
+        return Expanded(probs_NV, log_probs_NV, None, None, entropy_N, "dense")
 
 
-def row_chunks(rows: int, vocab_size: int, chunk_bytes: int) -> list[slice]:
-    """Consecutive parts of so many target rows whose fp32 logits take at most `chunk_bytes`; at least one part."""
-    size = max(chunk_bytes // (4 * vocab_size), 1)
+def row_chunks(rows: int, vocab_size: int, chunk_bytes: int, *, at_least: int = 1) -> list[slice]:
+    """Consecutive parts of so many target rows whose fp32 logits take at most `chunk_bytes`; at least one part.
+
+    A part has no fewer than `at_least` rows, whatever they take.
+    """
+    size = max(chunk_bytes // (4 * vocab_size), at_least)
     return [slice(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]
 
 

@@ -131,7 +131,9 @@ def test_two_processes_draw_the_same_loss_curves(finished: tuple[Path, float], t
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
     )
     logs = {log.relative_to(finished[0]).parts[1].rsplit("-", 1)[0]: log for log in finished[0].rglob("metrics.jsonl")}
-    others = {log.relative_to(tmp_path / "two").parts[1].rsplit("-", 1)[0]: log for log in tmp_path.rglob("metrics.jsonl")}
+    others = {
+        log.relative_to(tmp_path / "two").parts[1].rsplit("-", 1)[0]: log for log in tmp_path.rglob("metrics.jsonl")
+    }
     assert logs.keys() == others.keys() and len(logs) == 7
     for name, log in logs.items():
         for one, two in zip(log.read_text().splitlines(), others[name].read_text().splitlines(), strict=True):
@@ -179,7 +181,9 @@ def test_another_pool_needs_no_teacher_run(copy: Path) -> None:
 def test_a_stale_artefact_is_refused_and_the_differing_field_named(copy: Path, override: str, field: str) -> None:
     before = digests(copy)
     # the masked teacher and student have masks of their own in their fingerprints; here the cache is what is stale
-    overrides = [override] if "mask_seed" not in override else [override, "teachers.elc.path=" + str(copy / "teachers/elc")]
+    overrides = (
+        [override] if "mask_seed" not in override else [override, "teachers.elc.path=" + str(copy / "teachers/elc")]
+    )
     if "mask_seed" in override:
         overrides += ["teachers.elc.model=null", "teachers.elc.train=null"]
     code, lines = cuvee("run", SMOKE, f"run_dir={copy}", *overrides)

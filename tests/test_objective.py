@@ -17,7 +17,7 @@ from corpora.errors import RecipeError
 from corpora.loader import plan_rows
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
-from distill import objective as objective_module
+from distill import fused
 from distill.config import TrainConfig
 from distill.distributed import Processes
 from distill.losses import cross_entropy, forward_kl
@@ -201,7 +201,8 @@ def test_chunks_of_rows_change_nothing(
     model = tiny.model(architecture, corpus)
     data = data_of(corpus, tiny.train_config(**fields), terms, processes)
     whole = value_and_gradients(model, data)
-    monkeypatch.setattr(objective_module, "CHUNK_BYTES", 7 * 4 * corpus.vocab_size)
+    monkeypatch.setattr(fused, "CHUNK_BYTES", {"cpu": 7 * 4 * corpus.vocab_size})
+    monkeypatch.setattr(fused, "LEAST_ROWS", 1)
     chunked = value_and_gradients(model, data)
     assert chunked[0] == pytest.approx(whole[0], rel=1e-6)
     assert chunked[1] == pytest.approx(whole[1], rel=1e-6)
@@ -336,7 +337,7 @@ def test_gradients_of_the_losses_pass_gradcheck_in_float64() -> None:
     logits = torch.randn(4, 9, generator=draw, dtype=torch.float64, requires_grad=True)
     targets = torch.tensor([0, 8, 3, 3])
     log_probs = torch.randn(4, 9, generator=draw, dtype=torch.float64).log_softmax(-1)
-    teacher = Expanded(log_probs, None, None, torch.special.entr(log_probs.exp()).sum(-1), "dense")
+    teacher = Expanded(log_probs.exp(), log_probs, None, None, torch.special.entr(log_probs.exp()).sum(-1), "dense")
     assert torch.autograd.gradcheck(lambda z: cross_entropy(z.log_softmax(-1), targets), logits)
     assert torch.autograd.gradcheck(lambda z: forward_kl((z / 2).log_softmax(-1), teacher), logits)
     student = logits.detach().log_softmax(-1)
