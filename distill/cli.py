@@ -33,6 +33,12 @@ class _Reporting(TyperGroup):
         except CuveeError as error:
             _trace(ctx)
             raise typer.Exit(_report(str(error).splitlines(), error.exit_code)) from error
+        except OSError as error:
+            if error.filename is None:  # a closed pipe, a network: nothing that a path would explain
+                raise
+            _trace(ctx)
+            line = f"{error.filename}: {error.strerror}; mend the file or its permissions, then the same command goes on"
+            raise typer.Exit(_report([line], REFUSED)) from error
         except KeyboardInterrupt as error:
             _trace(ctx)
             raise typer.Exit(_report(["interrupted; the same command goes on from here"], PREEMPTED)) from error

@@ -115,6 +115,13 @@ def test_an_interrupt_is_resumable(stages: Any, monkeypatch: pytest.MonkeyPatch)
     assert result.exit_code == 75 and result.stderr.startswith("cuvee: interrupted; ")
 
 
+def test_a_file_that_cannot_be_read_is_one_line(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "run", _raising(PermissionError(13, "Permission denied", "runs/x/corpus")))
+    result = called("run", "smoke")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("cuvee: runs/x/corpus: Permission denied; ") and result.stderr.count("\n") == 1
+
+
 def test_debug_shows_the_traceback(stages: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stages, "run", _raising(Damaged("x: bad")))
     result = called("--debug", "run", "smoke")
