@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,8 +17,11 @@ from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.stream import StreamResult, stream_result
 from corpora.addressed import address
 from corpora.batch import Objective
+from corpora.config import CorpusConfig
 from corpora.errors import InputRefused
+from corpora.sources import source_identity
 from corpora.storage import Manifest, canonical_json, digest, fingerprint_digest, new_folder, read_manifest
+from corpora.synthetic_pairs import minimal_pairs
 from corpora.tokenizer import TextTokenizer
 from distill.evaluate import model_nats, pool_nats
 from distill.project import Pool, Project
@@ -121,8 +125,6 @@ def pair_tasks(config: BenchmarksConfig, seed: int) -> list[PairTask]:
     """The minimal pairs that a recipe asks for; raises InputRefused when a folder is not named or cannot be read."""
     tasks: list[PairTask] = []
     if config.minimal_pairs is not None:
-        from corpora.synthetic_pairs import minimal_pairs
-
         tasks += tasks_from_rows(minimal_pairs(config.minimal_pairs.pairs, seed))
     if config.blimp is not None:
         if not config.blimp.root:
@@ -131,6 +133,23 @@ def pair_tasks(config: BenchmarksConfig, seed: int) -> list[PairTask]:
             )
         tasks += blimp_tasks(Path(config.blimp.root), config.blimp.pairs, seed=address(seed, "pairs") >> 1)
     return tasks
+
+
+def write_pairs(project: Project) -> None:
+    """The embedded corpus's pairs as files in BLiMP's format, `pairs-N/UID.jsonl`, for other models and other tools."""
+    config, seed = project.recipe.benchmarks.minimal_pairs, project.recipe.seed
+    if config is None:
+        return
+    folder = project.folder / f"pairs-{config.pairs}"
+    fingerprint = {"grammar": source_identity(CorpusConfig()), "pairs": config.pairs, "seed": seed}
+    found = read_manifest(folder)
+    if found is not None:
+        found.require("pairs", fingerprint)
+        return
+    with new_folder(folder, kind="pairs", fingerprint=fingerprint) as writer:
+        for uid, rows in minimal_pairs(config.pairs, seed).items():
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            writer.write(f"{uid}.jsonl", "".join(lines).encode())
 
 
 def score_tasks(

@@ -27,7 +27,7 @@ from distill.evaluate import member_nats
 from distill.memory import keep_freed_memory
 from distill.project import Pool, Project
 from distill.recipe import resolved_yaml
-from distill.scores import ScoreBoard, contenders, pair_tasks, score_tasks
+from distill.scores import ScoreBoard, contenders, pair_tasks, score_tasks, write_pairs
 from distill.summary import make_report
 from distill.train import Run
 from distill.train import train as train_run
@@ -40,6 +40,7 @@ STREAMS = ("train", "tune", "test")
 
 def run(recipe: Recipe) -> None:
     """Everything that the recipe needs, in order."""
+    pair_tasks(recipe.benchmarks, recipe.seed)  # a folder that cannot be read is told before hours of training
     with _opened(recipe) as (project, processes):
         _prepare(project, processes)
         _train_teachers(project, processes)
@@ -137,6 +138,7 @@ def _prepare(project: Project, processes: Processes) -> None:
             prepare_corpus(
                 recipe.corpus, recipe.tokenizer, seed=recipe.seed, folder=project.folder, announce=_announcer(first)
             )
+            write_pairs(project)
 
 
 def _train_teachers(project: Project, processes: Processes) -> None:

@@ -73,7 +73,9 @@ def test_fp32_features_give_the_live_log_probabilities(
     positions = stored.covered_positions()
     answers = stored.head.logits(stored.features(positions)).log_softmax(-1)
     assert torch.equal(positions, (~live[:, 0].isnan()).nonzero()[:, 0])
-    assert (answers - live[positions]).abs().max() < 1e-5
+    largest = (answers - live[positions]).abs().max()
+    print(f"{architecture} {objective}, fp32 features: largest difference of log-probabilities {largest:.1e}")
+    assert largest < 1e-5
 
 
 @pytest.mark.parametrize(("architecture", "objective"), TEACHERS)
@@ -83,8 +85,11 @@ def test_bf16_features_lose_next_to_nothing(corpus: Corpus, tmp_path: Path, arch
     positions = stored.covered_positions()
     live = log_prob_table(model, key, rows=16)[positions]
     answers = stored.head.logits(stored.features(positions).float()).log_softmax(-1)
-    assert (live.exp() * (live - answers)).sum(-1).mean() <= 1e-4
-    assert (answers - live)[live.exp() >= 1e-4].abs().max() <= 0.1
+    mean_kl = (live.exp() * (live - answers)).sum(-1).mean()
+    largest = (answers - live)[live.exp() >= 1e-4].abs().max()
+    print(f"{architecture} {objective}, bf16 features: mean KL {mean_kl:.1e}, largest difference {largest:.3f}")
+    assert mean_kl <= 1e-4
+    assert largest <= 0.1
     assert live.exp().max() > 0.3, "the comparison would be easy"
 
 

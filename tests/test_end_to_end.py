@@ -237,6 +237,36 @@ def test_a_candidate_folder_is_scored(finished: tuple[Path, float], tmp_path: Pa
     assert json.loads((tmp_path / "out/report.json").read_text())["rows"][0]["view"] == "masked"
 
 
+def test_the_pairs_of_the_embedded_corpus_are_files_in_blimp_format(finished: tuple[Path, float]) -> None:
+    code, _ = cuvee("score", str(finished[0] / "teachers/llama"), "--blimp", str(finished[0] / "pairs-4"))
+    assert code == 0
+    assert len(list((finished[0] / "pairs-4").glob("*.jsonl"))) >= 12
+
+
+def test_a_student_of_both_views_is_trained_and_scored_in_both(copy: Path) -> None:
+    student = {
+        "model": {"architecture": "llama", "num_layers": 1, "hidden_size": 16, "num_heads": 2, "max_positions": 64},
+        "train": {"views": {"causal": 1, "masked": 3}, "steps": 4, "batch_size": 8, "seq_len": 64},
+        "terms": [
+            {"loss": "cross_entropy"},
+            {"loss": "forward_kl", "view": "causal", "members": {"gptj": 1}},
+            {"loss": "forward_kl", "view": "masked", "members": {"elc": 1}},
+        ],
+        "controls": ["no_teacher_equal_steps"],
+    }
+    code, _ = cuvee("run", SMOKE, f"run_dir={copy}", f"students.hybrid={json.dumps(student)}")
+    assert code == 0
+    rows = {row["name"]: row for row in json.loads((copy / "report.json").read_text())["rows"]}
+    assert {"hybrid (causal)", "hybrid (masked)", "hybrid.no_teacher_equal_steps (masked)"} <= rows.keys()
+    assert rows["hybrid (masked)"]["test_cross_entropy"] != rows["hybrid (causal)"]["test_cross_entropy"]
+
+
+def test_benchmarks_that_cannot_be_read_are_told_before_anything_is_trained(tmp_path: Path) -> None:
+    code, lines = cuvee("run", SMOKE, f"run_dir={tmp_path / 'run'}", "benchmarks.blimp={root: null}")
+    assert code == 3 and "benchmarks.blimp.root" in lines[0]
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_broken_line_of_pairs_is_named(finished: tuple[Path, float], tmp_path: Path) -> None:
     pairs = tmp_path / "pairs"
     pairs.mkdir()
