@@ -37,9 +37,7 @@ class _Reporting(TyperGroup):
             if error.filename is None:  # a closed pipe, a network: nothing that a path would explain
                 raise
             _trace(ctx)
-            line = (
-                f"{error.filename}: {error.strerror}; mend the file or its permissions, then the same command goes on"
-            )
+            line = f"{error.filename}: {error.strerror}; mend it or its permissions, then the same command goes on"
             raise typer.Exit(_report([line], REFUSED)) from error
         except KeyboardInterrupt as error:
             _trace(ctx)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -184,7 +184,11 @@ def _student(project: Project, name: str, control: str | None) -> list[Contender
     assert manifest is not None, f"{run.folder} is trained before it is scored"
     views: list[Objective] = manifest.facts["views"]
     weights = manifest.files["model.safetensors"]["digest"]
-    return [_model(project, run.name, "control" if control else "student", view, run.folder, weights) for view in views]
+    role: Role = "control" if control else "student"
+    found = [_model(project, run.name, role, view, run.folder, weights) for view in views]
+    if len(views) == 1:
+        return found
+    return [replace(contender, name=f"{run.name} ({contender.objective})") for contender in found]
 
 
 def _model(project: Project, name: str, role: Role, objective: Objective, folder: Path, weights: str) -> Contender:

@@ -149,7 +149,6 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
         (["students.elc_bert.model.hidden_size=66"], "model.hidden_size: 66"),
         (["students.baby_llama.model.dropout=0.1"], "students.baby_llama.model.dropout: found 0.1"),
         (["students.baby_llama.model.vocab_size=512"], "512, but tokenizer.vocab_size is 2048"),
-        (["students.baby_llama.train.view=masked"], "llama is trained on masked rows"),
         (["cache.window=256"], "256 tokens, but teacher llama has max_positions 128"),
         (["cache.num_folds=1"], "one fold masks every token at once"),
         (["teachers.llama.path=runs/x"], "both a path and a model"),
