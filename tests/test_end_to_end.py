@@ -135,11 +135,14 @@ def test_two_processes_draw_the_same_loss_curves(finished: tuple[Path, float], t
         log.relative_to(tmp_path / "two").parts[1].rsplit("-", 1)[0]: log for log in tmp_path.rglob("metrics.jsonl")
     }
     assert logs.keys() == others.keys() and len(logs) == 7
+    largest = 0.0
     for name, log in logs.items():
         for one, two in zip(log.read_text().splitlines(), others[name].read_text().splitlines(), strict=True):
             one, two = json.loads(one), json.loads(two)
             assert one.keys() == two.keys()
-            assert two == pytest.approx(one, abs=1e-4), f"{name}, step {one['step']}"
+            largest = max(largest, *(abs(one[key] - two[key]) for key in one))
+    print(f"two processes against one: largest difference of any logged number {largest:.1e}")
+    assert largest < 1e-4
 
 
 def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
