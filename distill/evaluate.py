@@ -30,7 +30,7 @@ def model_nats(
     stream = corpus.streams[stream_name]
     windows = plan_windows(stream, config.window, objective=objective)
     view = cached_view(config, objective)
-    head = model.head()
+    head, device = model.head(), next(model.parameters()).device
     rows = max(CHUNK_BYTES // (4 * corpus.vocab_size * config.window), 1)
     positions, nats = [], []
     for fold in range(view.num_folds):
@@ -44,9 +44,9 @@ def model_nats(
         )
         for batch in batches:
             with torch.inference_mode():
-                log_probs_NV = head.logits(model.target_features(batch)).log_softmax(-1)
-            targets_N = batch.targets_BT[batch.has_target_BT]
-            nats.append(-log_probs_NV.gather(1, targets_N[:, None])[:, 0].numpy())
+                log_probs_NV = head.logits(model.target_features(batch.to(device))).log_softmax(-1)
+            targets_N = batch.targets_BT[batch.has_target_BT].to(device)
+            nats.append(-log_probs_NV.gather(1, targets_N[:, None])[:, 0].cpu().numpy())
             positions.append(batch.target_positions_N.numpy())
     return np.concatenate(positions), np.concatenate(nats)
 

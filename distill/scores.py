@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from benchmarks.config import BenchmarksConfig
 from benchmarks.minimal_pairs import PairResults, PairTask, TaskResult, blimp_tasks, score_pairs, tasks_from_rows
@@ -42,8 +43,8 @@ class Contender:
     fingerprint: dict[str, Any]  # of the weights behind it
     parameters: int
     run_folder: Path | None  # None for a pool
-    candidate: Callable[[], Candidate]
-    nats: Callable[[], tuple[np.ndarray, np.ndarray]]  # on the test stream
+    # loads the weights to a device: the candidate, and the positions and nats of the test stream's targets
+    measure: Callable[[torch.device], tuple[Candidate, np.ndarray, np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ class Scores:
 class ScoreBoard:
     """Scores contenders once and reads the results back."""
 
-    def __init__(self, project: Project, announce: Callable[[str], None]) -> None:
-        self._project = project
+    def __init__(self, project: Project, device: torch.device, announce: Callable[[str], None]) -> None:
+        self._project, self._device = project, device
         self._announce = announce
         self.tasks = pair_tasks(project.recipe.benchmarks, project.recipe.seed)
 
@@ -94,10 +95,8 @@ class ScoreBoard:
         return digest(canonical_json(rows).encode())
 
     def _write(self, folder: Path, contender: Contender, fingerprint: dict[str, Any]) -> None:
-        positions_N, nats_N = contender.nats()
-        results = score_tasks(
-            contender.candidate(), self.tasks, self._project.corpus.tokenizer, self._project.recipe.benchmarks
-        )
+        candidate, positions_N, nats_N = contender.measure(self._device)
+        results = score_tasks(candidate, self.tasks, self._project.corpus.tokenizer, self._project.recipe.benchmarks)
         with new_folder(folder, kind="scores", fingerprint=fingerprint) as writer:
             writer.write_array("positions.npy", positions_N)
             writer.write_array("nats.npy", nats_N)
@@ -194,14 +193,13 @@ def _student(project: Project, name: str, control: str | None) -> list[Contender
 def _model(project: Project, name: str, role: Role, objective: Objective, folder: Path, weights: str) -> Contender:
     manifest = read_manifest(folder)
 
-    def candidate() -> Candidate:
-        return candidate_from_model(name, load_model(folder), objective)
-
-    def nats() -> tuple[np.ndarray, np.ndarray]:
-        return model_nats(load_model(folder), project.corpus, "test", objective, project.recipe.cache)
+    def measure(device: torch.device) -> tuple[Candidate, np.ndarray, np.ndarray]:
+        model = load_model(folder).to(device)
+        positions_N, nats_N = model_nats(model, project.corpus, "test", objective, project.recipe.cache)
+        return candidate_from_model(name, model, objective), positions_N, nats_N
 
     parameters = manifest.facts["parameters"] if manifest else _count_parameters(folder)
-    return Contender(name, name, role, objective, {"weights": weights}, parameters, folder, candidate, nats)
+    return Contender(name, name, role, objective, {"weights": weights}, parameters, folder, measure)
 
 
 def _pool(project: Project, pool: Pool) -> Contender:
@@ -209,17 +207,12 @@ def _pool(project: Project, pool: Pool) -> Contender:
     ensemble = project.ensemble(pool, "test")
     names = [member.name for member in ensemble.members]
 
-    def candidate() -> Candidate:
-        models = [project.load_teacher(name) for name in names]
-        causal = pool.objective == "causal"
-        return Candidate(
-            pool.name,
-            pool.objective,
-            lambda ids, segments, wanted: pooled_log_probs(
-                models, ensemble.weights, pool.rule, ids, segments, wanted, causal
-            ),
-            min(model.config.max_positions for model in models),
-        )
+    def measure(device: torch.device) -> tuple[Candidate, np.ndarray, np.ndarray]:
+        models = [project.load_teacher(name).to(device) for name in names]
+        log_probs = partial(pooled_log_probs, models, ensemble.weights, pool.rule, causal=pool.objective == "causal")
+        longest = min(model.config.max_positions for model in models)
+        candidate = Candidate(pool.name, pool.objective, log_probs, longest)
+        return candidate, *pool_nats(ensemble, project.corpus, "test")
 
     fingerprint = {
         "members": {name: project.cache_key(name, "test").fingerprint() for name in names},
@@ -235,8 +228,7 @@ def _pool(project: Project, pool: Pool) -> Contender:
         fingerprint,
         parameters,
         None,
-        candidate,
-        lambda: pool_nats(ensemble, project.corpus, "test"),
+        measure,
     )
 
 

@@ -199,7 +199,7 @@ def _fit(project: Project, pool: Pool) -> None:
 def _score(project: Project, processes: Processes) -> None:
     with processes.first_alone() as first:
         if first:
-            board = ScoreBoard(project, _announcer(True))
+            board = ScoreBoard(project, processes.device, _announcer(True))
             report = make_report(project, [board.scores(contender) for contender in contenders(project)])
             write_report(project.folder, report)
             print_table(report)

@@ -67,7 +67,12 @@ def pooled_log_probs(
     wanted_BT: Tensor,
     causal: bool,
 ) -> Tensor:
-    """Log-probabilities of a live ensemble at the wanted outputs, fp32 [N, V], so that it is scored like a model."""
+    """Log-probabilities of a live ensemble at the wanted outputs, fp32 [N, V], so that it is scored like a model.
+
+    The rows move to the device that the models are on.
+    """
+    device = next(models[0].parameters()).device
+    ids_BT, segments_BT, wanted_BT = input_ids_BT.to(device), segments_BT.to(device), wanted_BT.to(device)
     with torch.inference_mode():
-        logits = [model.head().logits(model.features(input_ids_BT, segments_BT, causal)[wanted_BT]) for model in models]
+        logits = [model.head().logits(model.features(ids_BT, segments_BT, causal)[wanted_BT]) for model in models]
         return POOLS[pool](logits, weights)

@@ -209,6 +209,18 @@ def test_a_member_with_another_tokenizer_is_refused(finished: tuple[Path, float]
     assert "teachers.llama" in lines[0] and "same tokenizer" in lines[0]
 
 
+def test_a_hugging_face_folder_teaches(copy: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(copy / "teachers/llama", tmp_path / "hub"))
+    for name in ("manifest.json", "cuvee.json", "metrics.jsonl", "timings.jsonl"):
+        (folder / name).unlink()
+    overrides = [f"teachers.guest.path={folder}", "students.baby_llama.terms.1.members={guest: 1, gptj: 1}"]
+    code, lines = cuvee("run", SMOKE, f"run_dir={copy}", *overrides)
+    assert code == 3 and "teachers.guest.view must say" in lines[0], lines
+    assert cuvee("run", SMOKE, f"run_dir={copy}", *overrides, "teachers.guest.view=causal")[0] == 0
+    rows = {row["name"]: row for row in json.loads((copy / "report.json").read_text())["rows"]}
+    assert rows["guest"]["test_cross_entropy"] == rows["llama"]["test_cross_entropy"]
+
+
 def test_a_diverging_run_stops_with_its_cause(tmp_path: Path) -> None:
     code, lines = cuvee("train", SMOKE, f"run_dir={tmp_path / 'run'}", "teachers.llama.train.lr=1e30")
     assert code == 6
