@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -206,27 +205,29 @@ def test_shards_that_other_inputs_left_unfinished_are_not_taken_over(
     assert contents(tmp_path / "cache") == contents(tmp_path / "whole")
 
 
-def test_two_processes_make_what_one_makes(corpus: Corpus, tmp_path: Path) -> None:
-    key, model = tiny.cache_key(corpus), tiny.model("gptj", corpus)
-    barrier, failures = threading.Barrier(2, timeout=60), []
+def test_two_processes_make_what_one_makes(corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, which the barriers allow: all look, then write their shards, then the first commits."""
+    key, model, folder = tiny.cache_key(corpus), tiny.model("gptj", corpus), tmp_path / "two"
+    events: list[str] = []
+    monkeypatch.setattr(storage, "fault", lambda operation, path: events.append(f"{operation} {path.name}"))
 
-    def process(rank: int) -> None:
-        try:
-            capture(key, lambda: model, tmp_path / "two", rank=rank, world_size=2, barrier=barrier.wait)
-            assert (tmp_path / "two" / "manifest.json").exists(), "a process left before the cache was there"
-            capture(key, refuse_to_load, tmp_path / "two", rank=rank, world_size=2, barrier=barrier.wait)
-        except BaseException as error:
-            failures.append(error)
-            barrier.abort()
+    def process(rank: int, load_teacher: Callable[[], Buildable]) -> list[str]:
+        events.clear()
+        barrier = lambda: events.append("barrier")  # noqa: E731
+        capture(key, load_teacher, folder, rank=rank, world_size=2, barrier=barrier)
+        return [event for event in events if event == "barrier" or event.startswith("write")]
 
-    threads = [threading.Thread(target=process, args=(rank,)) for rank in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures
+    second = process(1, lambda: model)
+    first = process(0, lambda: model)
+    for written, numbers in ((second, {1, 3}), (first, {0, 2})):
+        assert written[0] == "barrier", "it wrote before all had looked"
+        assert {f"write features-{number:05d}.npy" for number in numbers} <= set(written)
+        assert written.count("barrier") == 3 and written[-1] == "barrier"
+    assert not {"write features-00000.npy", "write manifest.json"} & set(second)
+    assert first.index("write manifest.json") > first.index("barrier", 1), "it committed before all had written"
+    assert process(0, refuse_to_load) == ["barrier"]
     capture(key, lambda: model, tmp_path / "one")
-    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    assert contents(folder) == contents(tmp_path / "one")
 
 
 def refuse_to_load() -> Buildable:
