@@ -57,7 +57,7 @@ def test_the_closed_forms() -> None:
         elc.capture_flops == 3 * positions * forward_flops_per_token(model, 2048, window).body
     )  # a pass for each fold
 
-    assert student.tokens == control.tokens == 10 * 16 * 128
+    assert student.tokens == control.tokens == 10 * recipe.students["baby_llama"].train.batch_size * 128
     forward = forward_flops_per_token(recipe.students["baby_llama"].model, 2048, 128)
     assert control.training_flops == 3 * student.tokens * (forward.body + forward.head)
     assert student.training_flops == control.training_flops + student.tokens * 2 * 2 * 2048 * 128  # two heads heard
