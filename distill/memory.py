@@ -12,8 +12,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> None:
     """Ask glibc to keep large freed blocks instead of giving them back to the system; elsewhere nothing is done.
 
-    By default each tensor above a few megabytes is mapped anew, and zeroed by the kernel, in every step: training a
-    1.3M-parameter Llama on two cores went from 13.2k to 15.9k tokens a second.
+    By default each tensor above a few megabytes is mapped anew, and zeroed by the kernel, in every step (docs/log.md has
+    what that costs).
     """
     if platform.libc_ver()[0] != "glibc":
         return
