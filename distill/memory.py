@@ -12,8 +12,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
 def keep_freed_memory() -> None:
     """Ask glibc to keep large freed blocks instead of giving them back to the system; elsewhere nothing is done.
 
-    By default each tensor above a few megabytes is mapped anew, and zeroed by the kernel, in every step (docs/log.md has
-    what that costs).
+    By default each tensor above a few megabytes is mapped anew, and zeroed by the kernel, in every step (what
+    that costs stands in docs/log.md).
     """
     if platform.libc_ver()[0] != "glibc":
         return
