@@ -23,6 +23,13 @@ _ROLE_ORDER = ("teacher", "pool", "student", "control")
 _NOTHING = "-"  # not measured, or does not apply
 _TITLES: dict[Objective, str] = {"causal": "Causal models", "masked": "Masked models"}
 
+# what the columns of an ensemble's tables mean
+_ENSEMBLES = (
+    "CE: cross-entropy, nats per target; without: of the pool of the other members, at the same temperature; oracle: "
+    "of the best member at each target. ECE: expected calibration error of the likeliest token's probability, 15 bins "
+    "of equally many targets. JSD: Jensen-Shannon divergence, nats. - where caches do not hold whole distributions."
+)
+
 Table = tuple[list[str], list[list[str]]]  # headers and rows of cells; the first column is text, the others numbers
 
 
@@ -39,9 +46,12 @@ def to_markdown(report: Report) -> str:
         lines += [f"## {_TITLES[view]}", "", *_markdown_table(block(report, view)), ""]
     lines += [f"{note}\n" for note in notes(report)]
     if report.ensembles:
-        lines += ["## Ensembles", ""]
+        lines += ["## Ensembles", "", _ENSEMBLES, ""]
         for ensemble in report.ensembles:
-            lines += [f"### {_escaped(_ensemble_title(ensemble))}", "", *_markdown_table(_ensemble_table(ensemble)), ""]
+            lines += [f"### {_escaped(_ensemble_title(ensemble))}", ""]
+            lines += [*_markdown_table(_members_table(ensemble, report.confidence)), ""]
+            lines += [*_markdown_table(_pairs_table(ensemble)), ""]
+            lines += [*(f"- {_escaped(line)}" for line in _ensemble_facts(ensemble)), ""]
     if report.phenomena:
         lines += ["## Minimal pairs by phenomenon (accuracy, %)", ""]
         lines += [*_markdown_table(_phenomena_table(report.phenomena)), ""]
@@ -146,19 +156,59 @@ def _gain_kept(row: Row) -> tuple[str, str]:
 
 
 def _ensemble_title(ensemble: Ensemble) -> str:
-    return f"{ensemble.name}: {ensemble.pool}, weights {ensemble.weights}, {ensemble.view} view"
+    views = "across views" if ensemble.view is None else f"{ensemble.view} view"
+    return f"{ensemble.name}: {ensemble.pool}, weights {ensemble.weights}, {views}"
 
 
-def _ensemble_table(ensemble: Ensemble) -> Table:
-    """Members, then the pool, on the same targets."""
-    costs = [(member.tune_cross_entropy, member.test_cross_entropy) for member in ensemble.members]
-    names = [member.name for member in ensemble.members] + ["pool"]
-    weights = [f"{member.weight:.3f}" for member in ensemble.members] + [""]
-    costs.append((ensemble.tune_cross_entropy, ensemble.test_cross_entropy))
-    return ["member", "weight", "tune CE", "test CE"], [
-        [name, weight, _number(tune, 3), _number(test, 3)]
-        for name, weight, (tune, test) in zip(names, weights, costs, strict=True)
+def _members_table(ensemble: Ensemble, confidence: float) -> Table:
+    """Members, then the pool and the oracle, on the same targets."""
+    rows = [
+        [
+            member.name,
+            f"{member.weight:.3f}",
+            "" if member.weight_interval is None else _plain_range(member.weight_interval),
+            _number(member.tune_cross_entropy, 3),
+            _number(member.test_cross_entropy, 3),
+            _number(member.tune_without, 3),
+            _number(member.test_without, 3),
+            _percent(member.calibration_error),
+        ]
+        for member in ensemble.members
     ]
+    for name, tune, test, calibration in (
+        ("pool", ensemble.tune_cross_entropy, ensemble.test_cross_entropy, _percent(ensemble.calibration_error)),
+        ("oracle", ensemble.tune_oracle, ensemble.test_oracle, ""),
+    ):
+        rows.append([name, "", "", _number(tune, 3), _number(test, 3), "", "", calibration])
+    headers = ["member", "weight", f"{confidence:.0%}", "tune CE", "test CE", "tune CE without", "test CE without"]
+    return [*headers, "ECE %"], rows
+
+
+def _pairs_table(ensemble: Ensemble) -> Table:
+    """Every pair of members; a row of its own says when distributions could not be compared."""
+    rows = [
+        [f"{pair.first}, {pair.second}", _number(pair.jensen_shannon, 4), _percent(pair.agreement)]
+        for pair in ensemble.pairs
+    ]
+    return ["pair", "JSD", "same top-1 %"], rows or [["all", _NOTHING, _NOTHING]]
+
+
+def _ensemble_facts(ensemble: Ensemble) -> list[str]:
+    """How the weights were fitted, and what was compared on how many targets."""
+    facts = []
+    if ensemble.fitted_targets is not None:
+        facts.append(f"weights: fitted on {ensemble.fitted_targets:,} tune targets, intervals over their documents")
+    if ensemble.inverse_temperature is not None:
+        interval = ensemble.inverse_temperature_interval
+        shown = "" if interval is None else f" {_plain_range(interval)}"
+        facts.append(f"1 / temperature, fitted with the weights: {ensemble.inverse_temperature:.3f}{shown}")
+    entropies = f"{_number(ensemble.mixture_entropy, 3)} - {_number(ensemble.member_entropy, 3)}"
+    facts.append(
+        f"entropy of the mixture - mean entropy of the members: {entropies} = "
+        f"{_number(ensemble.mutual_information, 4)} nats of mutual information between token and member"
+    )
+    facts.append(f"ECE, pairs and entropies: over {_number(ensemble.compared_targets, 0)} test targets")
+    return facts
 
 
 def _phenomena_table(phenomena: Sequence[Phenomenon]) -> Table:
@@ -175,7 +225,7 @@ def _phenomena_table(phenomena: Sequence[Phenomenon]) -> Table:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return _NOTHING if value is None else f"{value:,.{digits}f}"
+    return _NOTHING if value is None else f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: -0.000 is 0.000
 
 
 def _percent(value: float | None) -> str:
@@ -184,6 +234,10 @@ def _percent(value: float | None) -> str:
 
 def _range(interval: Interval | None, digits: int = 1) -> str:
     return _NOTHING if interval is None else f"[{100 * interval.low:.{digits}f}, {100 * interval.high:.{digits}f}]"
+
+
+def _plain_range(interval: Interval) -> str:
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def _count(value: int) -> str:

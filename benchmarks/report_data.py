@@ -28,7 +28,7 @@ class Row:
     accuracy: float | None = None  # on minimal pairs, macro over phenomena, 0 to 1
     accuracy_interval: Interval | None = None
     ties: int | None = None  # pairs of equal score, which count as lost
-    gain_kept: GainKept | None = None  # students only; its own value is None where it is undefined
+    gain_kept: GainKept | None = None  # of students and their rival controls; its value is None where it is undefined
     tokens_per_second: float | None = None  # of training
     seconds: float | None = None  # of training
 
@@ -52,21 +52,49 @@ class Member:
 
     name: str
     weight: float
+    weight_interval: Interval | None = None  # of a fitted weight, over documents
     tune_cross_entropy: float | None = None
     test_cross_entropy: float | None = None
+    tune_without: float | None = None  # cross-entropy of the pool of all others
+    test_without: float | None = None
+    calibration_error: float | None = None  # expected, of the likeliest token's probability, 0 to 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """How far two members differ, over the targets at which an ensemble's distributions are compared."""
+
+    first: str
+    second: str
+    jensen_shannon: float  # divergence, nats
+    agreement: float  # share of targets with the same likeliest token, 0 to 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ensemble:
-    """A pool: how its members are blended, and what each and the blend cost on the same targets."""
+    """A pool: how its members are blended, what each and the blend cost on the same targets, and how they differ.
+
+    What compares whole distributions is None, and `pairs` empty, where caches do not hold them.
+    """
 
     name: str
-    view: Objective
-    pool: str  # mixture or product
+    view: Objective | None  # None: its members read different views, and meet by position
+    pool: str  # mixture, product or power with its exponent
     weights: str  # given, or fitted on the tune stream
     members: tuple[Member, ...]
+    fitted_targets: int | None = None  # of the tune stream, that fitted weights were found on
+    inverse_temperature: float | None = None  # of a fitted product: sharper than its members' mean above 1
+    inverse_temperature_interval: Interval | None = None
     tune_cross_entropy: float | None = None
     test_cross_entropy: float | None = None
+    tune_oracle: float | None = None  # cross-entropy of the best member at each target
+    test_oracle: float | None = None
+    compared_targets: int | None = None  # of the test stream, at which distributions are compared
+    calibration_error: float | None = None
+    mixture_entropy: float | None = None  # of the members' mixture, nats
+    member_entropy: float | None = None  # mean of the members', nats
+    mutual_information: float | None = None  # the difference of the two
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

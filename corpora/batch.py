@@ -44,8 +44,17 @@ def causal_view(*, isolated: bool = True) -> View:
     return View(objective="causal", shift=1, isolated=isolated)
 
 
-def masked_view(*, mask_seed: int, fold: int, num_folds: int, mean_span: float = 1.0, isolated: bool = True) -> View:
-    """The spans of one fold are replaced by mask tokens and predicted where they stand."""
+def masked_view(
+    *,
+    mask_seed: int,
+    fold: int,
+    num_folds: int,
+    mean_span: float = 1.0,
+    isolated: bool = True,
+    keep_share: float = 0.0,
+    random_share: float = 0.0,
+) -> View:
+    """The spans of one fold are replaced by mask tokens, or as the noise says, and predicted where they stand."""
     return View(
         objective="masked",
         shift=0,
@@ -54,6 +63,8 @@ def masked_view(*, mask_seed: int, fold: int, num_folds: int, mean_span: float =
         fold=fold,
         num_folds=num_folds,
         mean_span=mean_span,
+        keep_share=keep_share,
+        random_share=random_share,
     )
 
 

@@ -5,6 +5,9 @@ Every message is one line: place, what was found, what was expected, what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class CuveeError(Exception):
     """Base of all errors that a user can mend; `exit_code` is the process's (house contract 5)."""
@@ -66,3 +69,9 @@ def describe_differences(found: object, expected: object, *, most: int = 10) -> 
     named = [f"{path} is {old!r} there and {new!r} here" for path, old, new in differences[:most]]
     more = [f"and {len(differences) - most} more"] if len(differences) > most else []
     return "; ".join(named + more)
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing when no known word is near."""
+    near = get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

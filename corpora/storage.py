@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import shutil
@@ -28,6 +29,7 @@ from corpora.errors import Damaged, InputRefused, NoRoom, describe_differences, 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 _TEMPORARY = ".partial"
+_PIECE = 1 << 20  # bytes that are read or written, and digested while they are in the processor's cache
 _OUT_OF_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _verified: set[tuple[str, int, int, str]] = set()
 
@@ -56,10 +58,10 @@ def _json_digest(value: object) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """XXH3-128 of a file, read in 8 MiB pieces."""
+    """XXH3-128 of a file, read in pieces."""
     hasher = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(8 << 20):
+        while piece := file.read(_PIECE):
             hasher.update(piece)
     return hasher.hexdigest()
 
@@ -100,18 +102,21 @@ def make_folder(path: Path) -> None:
             raise InputRefused(f"{folder}: a file stands where a folder is needed; move it away") from error
 
 
-def write_file(path: Path, data: bytes | memoryview) -> None:
-    """Commit `data` to `path`, all or nothing.
+def write_file(path: Path, *parts: bytes | memoryview) -> str:
+    """Commit the parts, one after the other, as the file `path`, all or nothing; returns its digest.
 
     Raises NoRoom when the disk, a quota or the file-size limit is exhausted; no temporary is left behind then.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}{_TEMPORARY}")
+    hasher = xxhash.xxh3_128()
     try:
-        with _out_of_room_named(path, len(data)):
+        with _out_of_room_named(path, sum(len(part) for part in parts)):
             with temporary.open("wb") as file:
                 fault("write", path)
-                file.write(data)
+                for piece in itertools.chain.from_iterable(map(_pieces, parts)):
+                    file.write(piece)
+                    hasher.update(piece)
                 file.flush()
                 fault("sync", path)
                 os.fsync(file.fileno())
@@ -121,6 +126,12 @@ def write_file(path: Path, data: bytes | memoryview) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    return hasher.hexdigest()
+
+
+def _pieces(data: bytes | memoryview) -> Iterator[memoryview]:
+    view = memoryview(data)
+    yield from (view[first : first + _PIECE] for first in range(0, len(view), _PIECE))
 
 
 def write_json(path: Path, value: object) -> None:
@@ -150,22 +161,19 @@ class Manifest:
 
     def verified(self, name: str) -> Path:
         """Path of a file after its size and digest were checked (once a process); raises Damaged."""
-        path = self.folder / name
-        listed = self.files[name]
-        try:
-            status = path.stat()
-        except FileNotFoundError as error:
-            raise Damaged(f"{path}: missing, but the manifest lists it; {self._remedy}") from error
-        touched = (str(path.resolve()), status.st_mtime_ns, status.st_size, listed["digest"])
+        path, listed = self.folder / name, self.files[name]
+        touched = _touched(path, listed)
         if touched not in _verified:
-            found = file_digest(path)
-            if status.st_size != listed["size"] or found != listed["digest"]:
-                raise Damaged(
-                    f"{path}: found {status.st_size} bytes with digest {found}, the manifest expects "
-                    f"{listed['size']} bytes with {listed['digest']}; {self._remedy}"
-                )
+            if damage := self.damage(name):
+                raise Damaged(damage)
+            assert touched is not None, "a missing file is damage"
             _verified.add(touched)
         return path
+
+    def damage(self, name: str) -> str | None:
+        """What is wrong with a file and what to do, in one line, or None; it is read now, whoever has read it."""
+        found = found_instead(self.folder / name, self.files[name])
+        return found and f"{self.folder / name}: {found}; {self._remedy}"
 
     def array(self, name: str) -> np.ndarray:
         """A verified `.npy` file, memory-mapped read-only."""
@@ -173,6 +181,8 @@ class Manifest:
 
     @property
     def _remedy(self) -> str:
+        if self.kind == "cache":  # other folders are made whole, or not at all
+            return f"cuvee repair {self.folder} makes again what is damaged"
         return f"delete {self.folder} and run the same command again"
 
     def require(self, kind: str, fingerprint: dict[str, Any]) -> Manifest:
@@ -182,9 +192,31 @@ class Manifest:
         if differing_fields(found, expected):
             raise InputRefused(
                 f"{self.folder}: made from other inputs: {describe_differences(found, expected)}; "
-                f"use another run_dir, or {self._remedy}"
+                f"use another run_dir, or delete {self.folder} and run the same command again"
             )
         return self
+
+
+def found_instead(path: Path, listed: dict[str, Any]) -> str | None:
+    """What stands at `path` instead of the file that is listed with size and digest, or None when it is that file."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        return "missing, but the manifest lists it"
+    found = file_digest(path)
+    if size == listed["size"] and found == listed["digest"]:
+        return None
+    return (
+        f"found {size} bytes with digest {found}, the manifest expects {listed['size']} bytes with {listed['digest']}"
+    )
+
+
+def _touched(path: Path, listed: dict[str, Any]) -> tuple[str, int, int, str] | None:
+    """Names a state of a file that needs to be verified once; None when there is no file."""
+    if not path.exists():
+        return None
+    status = path.stat()
+    return str(path.resolve()), status.st_mtime_ns, status.st_size, listed["digest"]
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -218,9 +250,7 @@ class FolderWriter:
 
     def write(self, name: str, data: bytes | memoryview) -> None:
         """Commit one file and list it in the manifest to come."""
-        self._written.append(name)  # before it is there: a sync that fails may leave it behind
-        write_file(self.folder / name, data)
-        self.files[name] = {"size": len(data), "digest": digest(data)}
+        self._commit(name, data)
 
     def write_json(self, name: str, value: object) -> None:
         """Commit a value as canonical JSON."""
@@ -228,9 +258,16 @@ class FolderWriter:
 
     def write_array(self, name: str, array: np.ndarray) -> None:
         """Commit an array as `.npy`; the bytes depend on the values, the type and the shape alone."""
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        self.write(name, buffer.getbuffer())
+        array = np.ascontiguousarray(array)
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
+        # the numbers go to the disk from where they are
+        self._commit(name, header.getvalue(), array.reshape(-1).view(np.uint8).data)
+
+    def _commit(self, name: str, *parts: bytes | memoryview) -> None:
+        self._written.append(name)  # before it is there: a sync that fails may leave it behind
+        listed = {"size": sum(len(part) for part in parts), "digest": write_file(self.folder / name, *parts)}
+        self.files[name] = listed
 
     def adopt(self, name: str, listed: dict[str, Any]) -> None:
         """List a file that an earlier, interrupted run has committed."""
@@ -250,7 +287,7 @@ class FolderWriter:
     def discard(self) -> None:
         """Remove what this writer wrote: without a manifest it is nothing. Adopted files stay for the next attempt."""
         with contextlib.suppress(OSError):  # the error that brought us here is the one to tell
-            _remove_manifest(self.folder)
+            remove_manifest(self.folder)
         for name in self._written:
             (self.folder / name).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder may hold checkpoints or shards that a resume will use
@@ -264,7 +301,7 @@ def new_folder(folder: Path, *, kind: str, fingerprint: dict[str, Any]) -> Itera
     A folder that is written anew counts as unfinished from the first moment.
     """
     make_folder(folder)
-    _remove_manifest(folder)
+    remove_manifest(folder)
     writer = FolderWriter(folder)
     try:
         yield writer
@@ -274,7 +311,8 @@ def new_folder(folder: Path, *, kind: str, fingerprint: dict[str, Any]) -> Itera
         raise
 
 
-def _remove_manifest(folder: Path) -> None:
+def remove_manifest(folder: Path) -> None:
+    """Make a folder count as unfinished, durably."""
     if (folder / MANIFEST).exists():
         (folder / MANIFEST).unlink()
         _sync_folder(folder)
@@ -283,7 +321,7 @@ def _remove_manifest(folder: Path) -> None:
 def remove_folder(folder: Path) -> None:
     """Delete a folder, its manifest first, so that a half-deleted one does not count as existing."""
     if folder.exists():
-        _remove_manifest(folder)
+        remove_manifest(folder)
         shutil.rmtree(folder)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
+import xxhash
 
 from corpora.document import Document, count_words
 from corpora.errors import InputRefused
@@ -55,6 +56,21 @@ class Stream:
     def document_of(self, positions: np.ndarray) -> np.ndarray:
         """Number of the document that each position belongs to."""
         return np.searchsorted(self.document_offsets, positions, side="right") - 1
+
+    def prefix_digest(self, num_tokens: int) -> str | None:
+        """The digest of a stream that held the first so many tokens of this one and no more.
+
+        None when no stream did: this one is shorter, or one of its documents goes on there.
+        """
+        documents = int(np.searchsorted(self.document_offsets, num_tokens))
+        if documents == len(self.document_offsets) or self.document_offsets[documents] != num_tokens:
+            return None
+        hasher = xxhash.xxh3_128()
+        for start in range(0, num_tokens, SHARD_TOKENS):
+            stop = min(start + SHARD_TOKENS, num_tokens)
+            hasher.update(np.ascontiguousarray(self._read("tokens", start, stop, SHARD_TOKENS)).data)
+        hasher.update(self.document_offsets[: documents + 1].tobytes())
+        return hasher.hexdigest()
 
     def _read(self, kind: str, start: int, stop: int, per_shard: int) -> np.ndarray:
         pieces = [

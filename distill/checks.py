@@ -6,96 +6,32 @@ A message says what was found, what is expected and what to do; `distill/recipe.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
-from typing import Any
+from collections.abc import Callable, Iterator
 
-from benchmarks.config import BenchmarksConfig, BlimpConfig, MinimalPairsConfig
-from corpora.config import CorpusConfig, SplitConfig, TokenizerConfig
-from corpora.errors import RecipeError
-from distill.config import Recipe, StudentConfig, TeacherConfig, TermConfig, TrainConfig
+from corpora.errors import RecipeError, suggestion
+from distill.bounds import Problem, numbers_in_bounds
+from distill.config import Recipe, TrainConfig
+from distill.members import expanded, member_names, trained_views
+from distill.term_checks import CHECKS_OF_TERMS
 from students.config import ModelConfig
-from teachers.config import CacheConfig
-
-Problem = tuple[tuple[str | int, ...], str]
-Bound = tuple[str, Callable[[float], bool]]
 
 
 def problems(recipe: Recipe) -> list[Problem]:
     """Everything that is wrong with a recipe whose keys and types are right, in the order of the checks."""
-    return [problem for check in CHECKS for problem in check(recipe)]
-
-
-def trained_views(train: TrainConfig) -> tuple[str, ...]:
-    """The views that a training run reads rows in."""
-    return (train.view,) if train.view else tuple(view for view, share in train.views.items() if share > 0)
-
-
-def teacher_view(teacher: TeacherConfig) -> str | None:
-    """The view in which a teacher is listened to; None when only its run folder knows."""
-    views = trained_views(teacher.train) if teacher.train else ()
-    return teacher.view or (views[0] if len(views) == 1 else None)
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing when no known word is near."""
-    near = get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def at_least(low: float) -> Bound:
-    return f"at least {low}", lambda value: value >= low
-
-
-def above(low: float) -> Bound:
-    return f"more than {low}", lambda value: value > low
-
-
-share: Bound = "a share from 0 to 1", lambda value: 0 <= value <= 1
-below_one: Bound = "at least 0 and less than 1", lambda value: 0 <= value < 1
-inside: Bound = "more than 0 and less than 1", lambda value: 0 < value < 1
-
-BOUNDS: dict[type, dict[str, Bound]] = {
-    Recipe: {"seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63), "processes": at_least(1)},
-    CorpusConfig: {"words": at_least(1), "budget": at_least(0), "max_document_words": at_least(1)},
-    SplitConfig: {"tune": inside, "test": inside},
-    TokenizerConfig: {"vocab_size": at_least(260), "min_frequency": at_least(1)},  # 256 bytes and 4 special tokens
-    ModelConfig: {"norm_eps": above(0), "rope_theta": above(0)},  # its architecture checks the sizes
-    TrainConfig: {
-        **dict.fromkeys(("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every"), at_least(1)),
-        **dict.fromkeys(("epochs", "lr", "eps", "grad_clip"), above(0)),
-        **dict.fromkeys(("min_lr_share", "warmup_share"), share),
-        **dict.fromkeys(("views", "weight_decay"), at_least(0)),
-        "betas": below_one,
-        "seq_len": at_least(2),
-    },
-    TermConfig: {"weight": at_least(0), "temperature": above(0), "members": at_least(0)},
-    CacheConfig: {
-        **dict.fromkeys(("num_folds", "mean_span", "shard_positions", "rows"), at_least(1)),
-        "window": at_least(2),
-        "mask_seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
-    },
-    MinimalPairsConfig: {"pairs": at_least(1)},
-    BlimpConfig: {"pairs": at_least(1)},
-    BenchmarksConfig: {"max_tokens": at_least(2), "resamples": at_least(1), "confidence": inside},
-}
-
-
-def numbers_in_bounds(recipe: Recipe) -> Iterator[Problem]:
-    """Every number lies where it means something."""
-    for keys, config in _configs(recipe, ()):
-        for name, (expected, fits) in BOUNDS.get(type(config), {}).items():
-            for key, number in _numbers(getattr(config, name)):
-                if not fits(number):
-                    yield (*keys, name, *key), f"expected {expected}, found {number}"
+    single = expanded(recipe)
+    found = [problem for check in CHECKS for problem in check(recipe)]
+    return found + [problem for check in CHECKS_OF_TERMS for problem in check(single)]
 
 
 def names_are_folder_names(recipe: Recipe) -> Iterator[Problem]:
-    """Teachers and students name folders and dotted keys."""
+    """Teachers and students name folders and dotted keys, each member of the ensemble one of its own."""
     for keys, _, _ in _runs(recipe):
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", str(keys[-1])):
             yield keys, f"found the name {keys[-1]!r}, expected 1 to 64 letters, digits, _ and -; rename it"
+    for name, teacher in recipe.teachers.items():
+        for taken in set(member_names(name, teacher)) & (set(recipe.teachers) - {name}):
+            found = f"{teacher.seeds} seeds make members {name}-1 to {name}-{teacher.seeds}"
+            yield ("teachers", taken), f"{found}, so this name is taken; rename it"
 
 
 def corpus_fits(recipe: Recipe) -> Iterator[Problem]:
@@ -154,15 +90,32 @@ def masks_leave_something(recipe: Recipe) -> Iterator[Problem]:
         yield ("cache", "num_folds"), f"{found}; expected at least 2 (3 mask 33 %, 7 mask 14.3 %)"
 
 
+def snapshots_are_in_the_run(recipe: Recipe) -> Iterator[Problem]:
+    """Weights are kept after a step that the run has."""
+    for keys, _, train in _runs(recipe):
+        for step in train.snapshots if train else ():
+            if train and train.steps is not None and step > train.steps:
+                found = f"step {step}, but the run ends after {train.steps}"
+                yield (*keys, "train", "snapshots"), f"{found}; ask for an earlier one"
+
+
 def teachers_are_complete(recipe: Recipe) -> Iterator[Problem]:
-    """A teacher is trained here, or exists; it is listened to in one view, in windows that it can read."""
+    """A teacher is trained here, exists, or is taken from another's run; it is listened to in one view."""
     for name, teacher in recipe.teachers.items():
         keys = ("teachers", name)
         whole = teacher.model is not None and teacher.train is not None
-        if teacher.path is not None and (teacher.model or teacher.train):
-            yield keys, "both a path and a model to train are given; keep the path, or model and train"
-        elif teacher.path is None and not whole:
-            yield keys, "expected model and train, or the path of a model that exists; give what is missing"
+        sources = {
+            "a path": teacher.path,
+            "another teacher's run": teacher.of,
+            "a model to train": teacher.model or teacher.train,
+        }
+        given = [source for source, value in sources.items() if value is not None]
+        if len(given) > 1:
+            yield keys, f"both {' and '.join(given)} are given; keep the path, of, or model and train"
+        elif not given or (given == ["a model to train"] and not whole):
+            yield keys, "expected model and train, or the path of a model that exists, or of; give what is missing"
+        if teacher.seeds > 1 and not whole:
+            yield (*keys, "seeds"), f"{teacher.seeds} seeds of a teacher that is not trained here; leave the key out"
         views = trained_views(teacher.train) if teacher.train else ()
         if teacher.train and teacher.view and teacher.view not in views:
             found = f"listened to as {teacher.view}, but trained on {' and '.join(views) or 'nothing'}"
@@ -174,43 +127,43 @@ def teachers_are_complete(recipe: Recipe) -> Iterator[Problem]:
             yield ("cache", "window"), f"{found}; shorten the window or raise max_positions"
 
 
-def terms_are_possible(recipe: Recipe) -> Iterator[Problem]:
-    """Each term has the members its loss needs, of one view, pooled in a way that its weights allow."""
-    for keys, student, term in _terms(recipe):
-        members = (*keys, "members")
-        if term.loss == "cross_entropy" and term.members:
-            yield members, "cross_entropy listens to no teacher; remove the members or take forward_kl"
-        if term.loss == "forward_kl" and not term.members:
-            yield keys, "forward_kl has no members; name one teacher or more: members: {NAME: 1}"
-        if term.members and not any(term.members.values()):
-            yield members, "all weights are 0; give one member a positive weight"
-        for name in term.members:
-            if name not in recipe.teachers:
-                there = ", ".join(recipe.teachers) or "none"
-                yield (*members, name), f"no such teacher, there are: {there}{suggestion(name, recipe.teachers)}"
-        known = {name: teacher_view(recipe.teachers[name]) for name in term.members if name in recipe.teachers}
-        if len(views := {view for view in known.values() if view}) > 1:
-            listed = ", ".join(f"{name} is {view}" for name, view in known.items())
-            yield members, f"teachers of {len(views)} views in one term ({listed}), expected one view; write two terms"
-        if term.weights == "fitted" and (term.pool != "mixture" or len(term.members) < 2):
-            found = f"fitted weights of a {term.pool} of {len(term.members)}, expected a mixture of 2 or more"
-            yield (*keys, "weights"), f"{found}; write weights: given"
-        if term.view and term.view not in trained_views(student.train):
-            found = f"{term.view}, but the student trains on {' and '.join(trained_views(student.train)) or 'nothing'}"
+def teachers_are_taken_from_runs(recipe: Recipe) -> Iterator[Problem]:
+    """A teacher `of` another one names a run of this recipe and weights that it keeps."""
+    runs = {
+        member: teacher.train
+        for name, teacher in recipe.teachers.items()
+        if teacher.train
+        for member in member_names(name, teacher)
+    }
+    for name, teacher in recipe.teachers.items():
+        keys = ("teachers", name)
+        if teacher.of is None:
+            for key in ("steps", "average"):
+                if getattr(teacher, key):
+                    yield (*keys, key), "says what is taken from another teacher's run; name it with `of`"
+            continue
+        if bool(teacher.steps) == teacher.average:
+            found = "both are given" if teacher.steps else "neither is given"
+            yield keys, f"steps or average of {teacher.of}: {found}, expected one; write steps: [STEP] or average: true"
+        if len(set(teacher.steps)) < len(teacher.steps):
+            yield (*keys, "steps"), f"found {teacher.steps}, expected different steps; leave out what comes twice"
+        if teacher.of not in runs:
+            there = f"expected one that is trained here: {', '.join(runs) or 'there is none'}"
+            yield (*keys, "of"), f"found {teacher.of!r}, {there}{suggestion(teacher.of, runs)}"
+            continue
+        train = runs[teacher.of]
+        if train.steps is not None and any(step > train.steps for step in teacher.steps):
+            found = f"found {max(teacher.steps)}, but the run of {teacher.of} ends after step {train.steps}"
+            yield (*keys, "steps"), f"{found}; ask for an earlier one"
+        if teacher.average and train.average is None:
+            found = f"the run of {teacher.of} keeps none"
+            yield (*keys, "average"), f"{found}; give its train.average a decay, such as 0.99"
+        views = trained_views(train)
+        if len(views) > 1 and not teacher.view:
+            yield keys, f"{teacher.of} is trained on {' and '.join(views)} rows; say with `view` how it is listened to"
+        if teacher.view and teacher.view not in views:
+            found = f"listened to as {teacher.view}, but {teacher.of} is trained on {' and '.join(views) or 'nothing'}"
             yield (*keys, "view"), f"{found}; leave the view out, or train on it"
-
-
-def every_view_learns(recipe: Recipe) -> Iterator[Problem]:
-    """Every view that a student trains on has a term with weight, and cached masks where a teacher speaks."""
-    for name, student in recipe.students.items():
-        for view in trained_views(student.train):
-            terms = [term for term in student.terms if term.view in (None, view)]
-            if not any(term.weight > 0 for term in terms):
-                found = f"no term with a positive weight for {view} rows"
-                yield ("students", name, "terms"), f"{found}; add one, such as {{loss: cross_entropy}}"
-            if view == "masked" and student.train.dynamic_masks and any(term.members for term in terms):
-                found = "true, but terms with members find their targets at the cache's masks"
-                yield ("students", name, "train", "dynamic_masks"), f"{found}; set it to false"
 
 
 CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
@@ -218,33 +171,13 @@ CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     names_are_folder_names,
     corpus_fits,
     one_length_and_one_view,
+    snapshots_are_in_the_run,
     models_are_possible,
     masks_leave_something,
     teachers_are_complete,
-    terms_are_possible,
-    every_view_learns,
+    teachers_are_taken_from_runs,
 )
-
-
-def _configs(value: Any, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any]]:
-    """Every dataclass in a tree of them, with its keys."""
-    if is_dataclass(value):
-        yield keys, value
-        children: Any = ((field.name, getattr(value, field.name)) for field in fields(value))
-    else:
-        children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, child in children:
-        yield from _configs(child, (*keys, key))
-
-
-def _numbers(value: Any) -> Iterator[tuple[tuple[str | int, ...], float]]:
-    """The numbers of a field that is a number, null, a mapping of numbers or a pair of them."""
-    if isinstance(value, dict):
-        yield from (((key,), number) for key, number in value.items())
-    elif isinstance(value, tuple):
-        yield from (((index,), number) for index, number in enumerate(value))
-    elif value is not None:
-        yield (), value
+# these are told of a recipe in which every teacher is a single one
 
 
 def _runs(recipe: Recipe) -> Iterator[tuple[tuple[str, str], ModelConfig | None, TrainConfig | None]]:
@@ -253,9 +186,3 @@ def _runs(recipe: Recipe) -> Iterator[tuple[tuple[str, str], ModelConfig | None,
         yield ("teachers", name), run.model, run.train
     for name, run in recipe.students.items():
         yield ("students", name), run.model, run.train
-
-
-def _terms(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], StudentConfig, TermConfig]]:
-    for name, student in recipe.students.items():
-        for number, term in enumerate(student.terms):
-            yield ("students", name, "terms", number), student, term

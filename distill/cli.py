@@ -58,6 +58,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Laid over the recipe: students.baby_llama.train.lr=3e-4"),
 ]
+AnyFolder = Annotated[Path, typer.Argument(metavar="PATH", help="A folder that a recipe made, or one above it.")]
 
 
 def main() -> None:
@@ -143,10 +144,29 @@ def plan(
 ) -> None:
     """What a recipe costs in bytes, FLOPs, time and memory, before anything is built."""
     from distill.plan import plan as planned
-    from distill.plan import print_plan
+    from distill.plan_table import print_plan
     from distill.recipe import load_recipe
 
     print_plan(planned(load_recipe(recipe, overrides or ()), rate=rate))
+
+
+@app.command()
+def verify(
+    path: AnyFolder,
+    spot: Annotated[int, typer.Option(min=0, help="Recompute so many positions of each cache by its teacher.")] = 0,
+) -> None:
+    """Read every file of a cache, a run folder or a run_dir, and name those that are damaged."""
+    from distill import maintenance
+
+    maintenance.verify(path, spots=spot)
+
+
+@app.command()
+def repair(path: AnyFolder) -> None:
+    """Make again what is damaged in a cache, or in all caches of a run_dir, and nothing else."""
+    from distill import maintenance
+
+    maintenance.repair(path)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from corpora.config import CorpusConfig, TokenizerConfig
 from students.config import ModelConfig
 from teachers.config import CacheConfig
 
-Control = Literal["no_teacher_equal_steps"]
+Control = Literal["no_teacher_equal_steps", "no_teacher_equal_flops", "best_single_teacher"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,28 +37,67 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the machine computes it natively
     checkpoint_every: int = 200  # steps
     log_every: int = 10  # steps
+    snapshots: list[int] = field(default_factory=list)  # steps after which the weights are kept for good
+    average: float | None = None  # decay a step of a moving average of the weights, which is kept too; null: none
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the weight of a term changes from the first step of a run to the last."""
+
+    shape: Literal["constant", "linear", "warmup_stable_decay"] = "constant"
+    start: float = 1.0  # linear: share of the weight at the first step
+    end: float = 0.0  # linear, warmup_stable_decay: share of the weight at the last step
+    warmup_share: float = 0.0  # warmup_stable_decay: share of the steps over which the weight rises from 0
+    decay_share: float = 0.2  # warmup_stable_decay: share of the steps over which it falls to `end`
 
 
 @dataclass(frozen=True, kw_only=True)
 class TermConfig:
     """One term of the objective: a loss, its weight, and for distillation the teachers it listens to."""
 
-    loss: Literal["cross_entropy", "forward_kl"]
+    loss: Literal[
+        "cross_entropy",
+        "forward_kl",
+        "reverse_kl",
+        "jensen_shannon",
+        "total_variation",
+        "skew_forward_kl",
+        "skew_reverse_kl",
+        "logit_mse",
+        "feature_mse",
+        "feature_cosine",
+    ]
     weight: float = 1.0  # relative to the other terms of the same view
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # how the weight changes in the run
     view: Literal["causal", "masked"] | None = None  # the rows it is for; null: all
-    temperature: float = 1.0  # divides both sides' logits; the term is multiplied by its square
+    temperature: float = 1.0  # divides every member's and the student's logits; the term is multiplied by its square
     members: dict[str, float] = field(default_factory=dict)  # teacher: weight; weights are normalised
-    pool: Literal["mixture", "product"] = "mixture"  # mean of probabilities, or normalised mean of log-probabilities
-    weights: Literal["given", "fitted"] = "given"  # fitted: by EM on the tune stream (mixture only)
+    # mean of probabilities, normalised mean of log-probabilities, or the power mean between them
+    pool: Literal["mixture", "product", "power"] = "mixture"
+    exponent: float = 0.5  # of the power mean: 0 is the product, 1 the mixture
+    weights: Literal["given", "fitted"] = "given"  # fitted on the tune stream: a mixture by EM, a product by L-BFGS
+    across_views: bool = False  # members that read different views are pooled into one distribution
+    label_smoothing: float = 0.0  # cross_entropy: share of the target spread over the vocabulary
+    z_loss: float = 0.0  # cross_entropy: weight of log(Z)^2
+    beta: float = 0.5  # jensen_shannon: share of the teacher in the middle
+    skew: float = 0.1  # skew losses: share of the other side that is mixed in
+    legacy_batchmean: bool = (
+        False  # summed over positions, averaged over rows, as BabyLlama's code did (docs/losses.md)
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
-    """A member of the ensemble: a model to train, or the folder of one that exists."""
+    """A member of the ensemble: a model to train, the folder of one that exists, or weights of another one's run."""
 
     model: ModelConfig | None = None
     train: TrainConfig | None = None
+    seeds: int = 1  # runs that differ in their seed alone: members NAME-1, NAME-2, ..., all of them called NAME
     path: str | None = None  # run folder or Hugging Face folder with the same tokenizer
+    of: str | None = None  # teacher of this recipe from whose run this one is taken, as `steps` or `average` says
+    steps: list[int] = field(default_factory=list)  # its weights after this step; of several, their mean
+    average: bool = False  # the moving average of its weights
     view: Literal["causal", "masked"] | None = None  # how it is listened to; null: as it was trained
 
 

@@ -5,17 +5,18 @@ Axes: N targets of the stream, M members.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from corpora.addressed import permutation
 from corpora.batch import Objective
 from corpora.prepare import Corpus
 from corpora.windows import plan_windows, window_batches
 from students.language_model import LanguageModel
-from teachers.cache import CachedTeacher, cached_view
+from teachers.cache import cached_view
 from teachers.config import CacheConfig
 from teachers.ensemble import CHUNK_BYTES, Ensemble, target_nats
 
@@ -53,16 +54,26 @@ def model_nats(
 
 def pool_nats(ensemble: Ensemble, corpus: Corpus, stream_name: str) -> tuple[np.ndarray, np.ndarray]:
     """Positions (int64) and nats (float32) of every target that the members' caches hold."""
-    first = ensemble.members[0]
-    assert isinstance(first, CachedTeacher), "a pool is read from caches"
-    positions_N = first.covered_positions()
-    tokens = torch.from_numpy(corpus.streams[stream_name].tokens(0, len(corpus.streams[stream_name])))
-    nats_N = target_nats(ensemble, positions_N, tokens[positions_N])
+    positions_N = ensemble.covered_positions()
+    nats_N = target_nats(ensemble, positions_N, targets_at(corpus, stream_name, positions_N))
     return positions_N.numpy(), nats_N.float().numpy()
 
 
-def member_nats(members: Sequence[CachedTeacher], corpus: Corpus, stream_name: str) -> np.ndarray:
-    """Nats of every target under each member alone, float64 [M, N]; all members hold the same positions."""
-    return np.stack(
-        [pool_nats(Ensemble((member,), (1.0,)), corpus, stream_name)[1].astype(np.float64) for member in members]
-    )
+def member_nats(ensemble: Ensemble, corpus: Corpus, stream_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Positions (int64) and nats under each member alone (float64 [M, N]) of every target that all caches hold."""
+    positions_N = ensemble.covered_positions()
+    targets_N = targets_at(corpus, stream_name, positions_N)
+    alone = [Ensemble((member,), (1.0,)) for member in ensemble.members]
+    return positions_N.numpy(), np.stack([target_nats(one, positions_N, targets_N).numpy() for one in alone])
+
+
+def sampled_positions(positions_N: Tensor, most: int, seed: int) -> Tensor:
+    """At most so many of some positions, drawn without replacement by a seed; in order."""
+    chosen = permutation(seed, len(positions_N))[:most]
+    return positions_N[torch.from_numpy(np.sort(chosen))]
+
+
+def targets_at(corpus: Corpus, stream_name: str, positions_N: Tensor) -> Tensor:
+    """The tokens that stand at some positions of a stream; int64 [N]."""
+    stream = corpus.streams[stream_name]
+    return torch.from_numpy(stream.tokens(0, len(stream)))[positions_N]

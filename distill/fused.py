@@ -2,22 +2,31 @@
 
 Gradients are closed forms, worked out while a chunk's logits are at hand; no more than a chunk of logits exists at a
 time, and none is made again in the backward pass. `losses` holds the plain functions that this file must equal.
-Axes: N target rows (n of them in a chunk), D features, V vocabulary.
+Axes: N target rows (n of them in a chunk), D features, V vocabulary, K kept tokens, X terms.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from distill.config import TermConfig
-from distill.losses import DISTILLATION_LOSSES, cross_entropy
+from distill.losses import (
+    DIVERGENCES,
+    bucketed,
+    cross_entropy,
+    forward_kl,
+    smoothed_cross_entropy,
+    unbucketed,
+    z_loss,
+)
 from students.head import Head
-from teachers.signal import Signal, row_chunks
+from teachers.signal import Expanded, Signal, row_chunks
 
 # fp32 logits of a chunk: what stays in a core's cache (2 to 4 MiB) makes the passes over them several times faster
 CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
@@ -29,19 +38,33 @@ class RowTerm:
     """One term of the objective for some target rows."""
 
     name: str  # of its curve: view/loss
+    number: int  # of the term in the student's list
     config: TermConfig
     signal: Signal | None  # what its teachers say; None for cross-entropy
     row_weight: float  # of each target row: share of the view * weight of the term / targets in the step
+
+    @property
+    def temperature(self) -> float:
+        """Of the student's logits."""
+        return 1.0 if self.signal is None else self.config.temperature
+
+    def weights(self, rows: slice) -> Tensor | float:
+        """Weight of some target rows: one number, or [n] where the teachers leave some rows out."""
+        heard_N = None if self.signal is None else self.signal.heard_N
+        return self.row_weight if heard_N is None else self.row_weight * heard_N[rows]
 
 
 def weighted_loss(
     features_ND: Tensor, targets_N: Tensor, head: Head, terms: Sequence[RowTerm]
 ) -> tuple[Tensor, Tensor]:
-    """Sum over rows and terms of row weight * loss, and each term's plain sum in nats, detached; fp32, [] and [terms].
+    """Sum over rows and terms of row weight * loss, and each term's loss of each row, detached; fp32, [] and [X, N].
 
-    Differentiable in the features, the head's weight and its bias.
+    Differentiable in the features, the head's weight and its bias. The losses of rows are what curves show: in nats,
+    with the factor T^2, without label smoothing and z-loss.
     """
-    return _WeightedLoss.apply(features_ND, head.weight_VD, head.bias_V, targets_N, head, terms)  # type: ignore[return-value]
+    # asked here: inside, gradients are off, and a context says what could have one
+    wanted = torch.is_grad_enabled()
+    return _apply(features_ND, head.weight_VD, head.bias_V, targets_N, head, terms, wanted)
 
 
 class _WeightedLoss(torch.autograd.Function):
@@ -54,80 +77,237 @@ class _WeightedLoss(torch.autograd.Function):
         targets_N: Tensor,
         head: Head,
         terms: Sequence[RowTerm],
+        wanted: bool,
     ) -> tuple[Tensor, Tensor]:
-        wanted = any(ctx.needs_input_grad[:3])
-        grads = _Gradients(features_ND, head) if wanted else None
-        sums = torch.zeros(len(terms), device=features_ND.device)
-        chunk_bytes = CHUNK_BYTES[features_ND.device.type]
-        for rows in row_chunks(len(targets_N), len(weight_VD), chunk_bytes, at_least=LEAST_ROWS):
-            logits_nV = head.logits(features_ND[rows])
-            grad_nV = torch.zeros_like(logits_nV) if wanted else None
-            sums += _term_sums(logits_nV, targets_N[rows], terms, rows, grad_nV)
-            if grads is not None and grad_nV is not None:
-                grads.add(rows, logits_nV, grad_nV)
-        if grads is not None:
-            ctx.save_for_backward(grads.features_ND, grads.weight_VD, grads.bias_V)
-            ctx.dtypes = weight_VD.dtype, None if bias_V is None else bias_V.dtype
-        ctx.mark_non_differentiable(sums)
-        return (sums * sums.new_tensor([term.row_weight for term in terms])).sum(), sums
+        device = features_ND.device
+        dtype = _product_dtype(features_ND)
+        # once, and not for every chunk
+        inputs_ND, head = features_ND.to(dtype), head._replace(weight_VD=weight_VD.to(dtype))
+        wanted = wanted and any(ctx.needs_input_grad[:3])
+        gradients = _Gradients(inputs_ND, head, ctx.needs_input_grad[:3]) if wanted else None
+        losses_XN = torch.empty(len(terms), len(targets_N), device=device)
+        total = torch.zeros((), dtype=_sum_dtype(inputs_ND), device=device)
+        # the types are settled: autocast would take sums for products
+        with torch.autocast(device.type, enabled=False):
+            for rows in row_chunks(len(targets_N), len(weight_VD), CHUNK_BYTES[device.type], at_least=LEAST_ROWS):
+                logits_nV = head.logits(inputs_ND[rows])
+                chunk = _Chunk(logits_nV, targets_N[rows], rows, wants_gradient=wanted)
+                total += chunk.add(terms, losses_XN)
+                if gradients is not None:
+                    gradients.add(rows, logits_nV, chunk.gradient_nV)
+        if gradients is not None:
+            ctx.save_for_backward(*gradients.results())
+            ctx.dtypes = features_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
+        ctx.mark_non_differentiable(losses_XN)
+        return total, losses_XN
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_features_ND, grad_weight_VD, grad_bias_V = ctx.saved_tensors
-        factor, (weight_dtype, bias_dtype) = grad_outputs[0], ctx.dtypes
-        grad_bias_V = None if grad_bias_V is None else (grad_bias_V * factor).to(bias_dtype)
-        return grad_features_ND * factor, (grad_weight_VD * factor).to(weight_dtype), grad_bias_V, None, None, None
+        factor = grad_outputs[0]
+        found = [
+            None if gradient is None else (gradient * factor).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ]
+        return *found, None, None, None, None
+
+
+# a graph break for torch.compile: nothing in here gains from being traced
+_apply: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(_WeightedLoss.apply)
+
+
+def _product_dtype(features_ND: Tensor) -> torch.dtype:
+    """The type of matrix products: autocast's where it is on, else the features' own."""
+    kind = features_ND.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else features_ND.dtype
+
+
+class _Chunk:
+    """The losses of some target rows, and the gradient of their weighted sum in the student's logits."""
+
+    def __init__(self, logits_nV: Tensor, targets_n: Tensor, rows: slice, *, wants_gradient: bool) -> None:
+        self._logits_nV, self._targets_n, self._rows = logits_nV, targets_n, rows
+        self._wants_gradient = wants_gradient
+        self._gradient_nV: Tensor | None = None
+
+    @property
+    def gradient_nV(self) -> Tensor:
+        """What `add` has gathered."""
+        return torch.zeros_like(self._logits_nV) if self._gradient_nV is None else self._gradient_nV
+
+    def add(self, terms: Sequence[RowTerm], losses_XN: Tensor) -> Tensor:
+        """Weighted sum of all terms; writes each one's losses of these rows. One temperature, one softmax."""
+        total = self._logits_nV.new_zeros(())
+        numbered = sorted(enumerate(terms), key=lambda pair: pair[1].temperature)
+        for temperature, group in groupby(numbered, key=lambda pair: pair[1].temperature):
+            # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
+            scaled_nV = self._logits_nV if temperature == 1.0 else self._logits_nV / temperature
+            softmax = _Softmax(scaled_nV.log_softmax(-1))
+            for number, term in group:
+                weight = term.weights(self._rows)
+                if term.signal is None:
+                    losses_n, cost_n = self._cross_entropy(softmax, term.config, weight)
+                else:
+                    losses_n = cost_n = self._divergence(softmax, term, weight)
+                losses_XN[number, self._rows] = losses_n
+                total = total + (cost_n * weight).sum()
+            if self._wants_gradient:
+                gradient_nV = softmax.gradient()
+                if temperature != 1.0:  # from the division of the logits
+                    gradient_nV /= temperature
+                self._gradient_nV = gradient_nV if self._gradient_nV is None else self._gradient_nV.add_(gradient_nV)
+        return total
+
+    def _cross_entropy(self, softmax: _Softmax, config: TermConfig, weight: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each row, and what it adds to the objective: with smoothing and z-loss."""
+        losses_n = cost_n = cross_entropy(softmax.log_probs_nV, self._targets_n)
+        softmax.add_tokens(self._targets_n[:, None], -(1 - config.label_smoothing) * weight)
+        if config.label_smoothing:
+            cost_n = smoothed_cross_entropy(softmax.log_probs_nV, self._targets_n, config.label_smoothing)
+            vocab_size = self._logits_nV.shape[1]
+            softmax.add_everywhere(-config.label_smoothing / vocab_size * weight)
+        if config.z_loss:
+            cost_n = cost_n + config.z_loss * z_loss(self._logits_nV)
+            # d log(Z)^2 = 2 log(Z) q
+            softmax.add_probs(2 * config.z_loss * weight * self._logits_nV.logsumexp(-1))
+        return losses_n, cost_n
+
+    def _divergence(self, softmax: _Softmax, term: RowTerm, weight: Tensor | float) -> Tensor:
+        """A divergence of each row, times T^2, which keeps its gradient's size (arXiv 1503.02531, section 2)."""
+        assert term.signal is not None
+        loss, factor = DIVERGENCES[term.config.loss], term.temperature**2
+        teacher = term.signal.expand(
+            self._rows,
+            term.temperature,
+            log_weights=loss.needs_log_weights,
+            entropy=loss.value is forward_kl,
+        )
+        assert teacher.kind in loss.accepts, f"{term.config.loss} is wrong for {teacher.kind} signals"
+        weight = weight * factor
+        if teacher.kind == "sampled":
+            return self._sampled(softmax, teacher, weight) * factor
+        if teacher.ids_NK is not None:
+            log_probs_nK, coarse = bucketed(softmax.log_probs_nV, teacher)
+            if self._wants_gradient:
+                slope_nK = loss.slope(log_probs_nK, coarse, term.config)
+                softmax.add_slope(unbucketed(slope_nK, log_probs_nK, softmax.log_probs_nV, teacher), weight)
+            return loss.value(log_probs_nK, coarse, term.config) * factor
+        if self._wants_gradient:
+            if loss.value is forward_kl:  # its slope, -p, adds up to -1 in every row
+                softmax.add_target(teacher.weights_NK, weight)
+            else:
+                softmax.add_slope(loss.slope(softmax.log_probs_nV, teacher, term.config), weight)
+        return loss.value(softmax.log_probs_nV, teacher, term.config) * factor
+
+    @staticmethod
+    def _sampled(softmax: _Softmax, teacher: Expanded, weight: Tensor | float) -> Tensor:
+        """Forward KL from some tokens of the teacher; `losses` says the same of all tokens."""
+        assert teacher.ids_NK is not None and teacher.entropy_N is not None
+        per_token = weight[:, None] if isinstance(weight, Tensor) else weight
+        softmax.add_tokens(teacher.ids_NK, -per_token * teacher.weights_NK)
+        return -(teacher.weights_NK * softmax.log_probs_nV.gather(1, teacher.ids_NK)).sum(-1) - teacher.entropy_N
+
+
+class _Softmax:
+    """The student's log-probabilities at one temperature, and the slope of the weighted losses in them.
+
+    Contributions are kept until `gradient`, which then needs no buffer but that of the log-probabilities.
+    """
+
+    def __init__(self, log_probs_nV: Tensor) -> None:
+        self.log_probs_nV = log_probs_nV
+        self._sum: Tensor | float = 0.0  # of the slope over the vocabulary, [n, 1] or the same for all rows
+        self._dense: list[tuple[Tensor, Tensor | float]] = []  # slope [n, V], times a weight
+        self._sparse: list[tuple[Tensor, Tensor | float]] = []  # ids [n, K], slope at them
+        self._constant: Tensor | float = 0.0  # slope at every token
+
+    def add_slope(self, slope_nV: Tensor, weight: Tensor | float) -> None:
+        """A slope that is worked out for every token."""
+        weight = _column(weight)
+        self._sum = self._sum + weight * slope_nV.sum(-1, keepdim=True)
+        self._dense.append((slope_nV, weight))
+
+    def add_target(self, probs_nV: Tensor, weight: Tensor | float) -> None:
+        """The slope -p of a cross-entropy from a distribution p."""
+        weight = _column(weight)
+        self._sum = self._sum - weight
+        self._dense.append((probs_nV, -weight))
+
+    def add_tokens(self, ids_nK: Tensor, slope: Tensor | float) -> None:
+        """A slope that is 0 but at some tokens: [n, K], or one number for all of them."""
+        slope = _column(slope)
+        if isinstance(slope, Tensor):
+            self._sum = self._sum + slope.expand(ids_nK.shape).sum(-1, keepdim=True)
+        else:
+            self._sum = self._sum + slope * ids_nK.shape[1]
+        self._sparse.append((ids_nK, slope))
+
+    def add_everywhere(self, slope: Tensor | float) -> None:
+        """The same slope at every token."""
+        slope = _column(slope)
+        self._sum = self._sum + slope * self.log_probs_nV.shape[1]
+        self._constant = self._constant + slope
+
+    def add_probs(self, factor: Tensor | float) -> None:
+        """A gradient in the logits that is the student's probabilities times a factor."""
+        self._sum = self._sum - _column(factor)
+
+    def gradient(self) -> Tensor:
+        """s - q sum(s), in the place of the log-probabilities."""
+        gradient_nV = self.log_probs_nV.exp_().mul_(-self._sum)
+        for slope_nV, weight in self._dense:
+            if isinstance(weight, Tensor):
+                gradient_nV.addcmul_(slope_nV, weight)
+            else:
+                gradient_nV.add_(slope_nV, alpha=weight)
+        if isinstance(self._constant, Tensor) or self._constant:
+            gradient_nV += self._constant
+        for ids_nK, slope in self._sparse:
+            source = slope if isinstance(slope, Tensor) else gradient_nV.new_full((), slope)
+            gradient_nV.scatter_add_(1, ids_nK, source.to(gradient_nV.dtype).expand(ids_nK.shape))
+        return gradient_nV
 
 
 class _Gradients:
-    """What the loss's gradient is in features, weight and bias, gathered chunk by chunk."""
+    """What the loss's gradient is in features, weight and bias, as far as they are wanted, gathered chunk by chunk."""
 
-    def __init__(self, features_ND: Tensor, head: Head) -> None:
-        self._inputs, self._head = features_ND, head
-        self.features_ND = torch.zeros_like(features_ND)
-        # fp32: hundreds of chunks are added up
-        self.weight_VD = torch.zeros_like(head.weight_VD, dtype=torch.float32)
-        self.bias_V = None if head.bias_V is None else torch.zeros_like(head.bias_V, dtype=torch.float32)
+    def __init__(self, inputs_ND: Tensor, head: Head, wanted: Sequence[bool]) -> None:
+        self._inputs_ND, self._head = inputs_ND, head
+        wants_features, wants_weight, wants_bias = wanted
+        self._features_ND = torch.empty_like(inputs_ND) if wants_features else None
+        # fp32: many chunks are added up
+        self._weight_VD = torch.zeros_like(head.weight_VD, dtype=_sum_dtype(inputs_ND)) if wants_weight else None
+        wants_bias = wants_bias and head.bias_V is not None
+        self._bias_V = inputs_ND.new_zeros(len(head.weight_VD), dtype=_sum_dtype(inputs_ND)) if wants_bias else None
 
     def add(self, rows: slice, logits_nV: Tensor, grad_nV: Tensor) -> None:
         """Carry a chunk's gradient in the logits back through soft-cap, bias, scale and product."""
         softcap, scale = self._head.softcap, self._head.scale
         if softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
             grad_nV = grad_nV * (1 - (logits_nV / softcap) ** 2)
-        if self.bias_V is not None:
-            self.bias_V += grad_nV.sum(0)
+        if self._bias_V is not None:
+            self._bias_V += grad_nV.sum(0)
         if scale != 1.0:
             grad_nV = grad_nV * scale
-        inputs_nD = self._inputs[rows]
-        self.features_ND[rows] = torch.mm(grad_nV.to(self._head.weight_VD.dtype), self._head.weight_VD)
-        self.weight_VD += torch.mm(grad_nV.to(inputs_nD.dtype).T, inputs_nD)
+        inputs_nD = self._inputs_ND[rows]
+        grad_nV = grad_nV.to(inputs_nD.dtype)
+        if self._features_ND is not None:
+            self._features_ND[rows] = grad_nV @ self._head.weight_VD
+        if self._weight_VD is None:
+            return
+        if self._weight_VD.dtype == inputs_nD.dtype:  # the product adds to what is there, without a buffer
+            torch.addmm(self._weight_VD, grad_nV.T, inputs_nD, out=self._weight_VD)
+        else:
+            self._weight_VD += grad_nV.T @ inputs_nD
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients in features, weight and bias; None where they were not wanted."""
+        return self._features_ND, self._weight_VD, self._bias_V
 
 
-def _term_sums(
-    logits_nV: Tensor, targets_n: Tensor, terms: Sequence[RowTerm], rows: slice, grad_nV: Tensor | None
-) -> Tensor:
-    """Sum of each term over a chunk, in nats; the gradient of the weighted sum in the logits is added to `grad_nV`."""
-    softmax_at: dict[float, tuple[Tensor, Tensor | None]] = {}
-    sums = []
-    for term in terms:
-        temperature = 1.0 if term.signal is None else term.config.temperature
-        if temperature not in softmax_at:
-            # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
-            log_probs_nV = (logits_nV if temperature == 1.0 else logits_nV / temperature).log_softmax(-1)
-            softmax_at[temperature] = log_probs_nV, None if grad_nV is None else log_probs_nV.exp()
-        log_probs_nV, probs_nV = softmax_at[temperature]
-        if term.signal is None:
-            sums.append(cross_entropy(log_probs_nV, targets_n).sum())
-            if grad_nV is not None and probs_nV is not None:  # softmax - one-hot
-                grad_nV.add_(probs_nV, alpha=term.row_weight)
-                one_hot = targets_n[:, None]
-                grad_nV.scatter_add_(1, one_hot, grad_nV.new_full(one_hot.shape, -term.row_weight))
-            continue
-        loss = DISTILLATION_LOSSES[term.config.loss]
-        teacher = term.signal.expand(rows, temperature)
-        assert teacher.kind in loss.accepts, f"{term.config.loss} is wrong for {teacher.kind} signals"
-        # T^2 keeps the gradient's size when the temperature changes (arXiv 1503.02531, section 2)
-        sums.append(loss.divergence(log_probs_nV, teacher).sum() * temperature**2)
-        if grad_nV is not None and probs_nV is not None:  # T^2 from above, 1 / T from the division of the logits
-            grad_nV.add_(loss.gradient(probs_nV, teacher), alpha=term.row_weight * temperature)
-    return torch.stack(sums)
+def _sum_dtype(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _column(value: Tensor | float) -> Tensor | float:
+    """One number for each row as a column, so that it meets [n, V]."""
+    return value[:, None] if isinstance(value, Tensor) and value.ndim == 1 else value

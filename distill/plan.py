@@ -1,26 +1,37 @@
 """What a recipe costs in parameters, bytes, operations, memory and hours, worked out before anything is built.
 
 Every number is a closed form of the recipe's sizes; what had to be assumed is listed beside them. The one measurement
-is a matrix product of a second or so, which says how fast this machine is at best.
+is a matrix product of a second or so, which says how fast this machine is at best. `plan_inputs` finds the sizes,
+`plan_cache` counts caches, `plan_table` prints.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import groupby
 from typing import Literal
 
-from corpora.errors import RecipeError
-from corpora.storage import read_manifest
-from distill.checks import teacher_view
-from distill.config import Recipe, TrainConfig
+from distill.config import Recipe, StudentConfig, TrainConfig
+from distill.plan_cache import (
+    CodecPlan,
+    Hearing,
+    Member,
+    Text,
+    cached_flops,
+    codec_plans,
+    hearings,
+    listening_students,
+    live_ratio,
+    own_codec,
+    plain_flops,
+)
+from distill.plan_inputs import read_members, read_text
 from students.config import ModelConfig
+from teachers.config import CacheConfig
 
-TOKENS_PER_WORD = 1.3  # byte-level BPE of some thousand types on English
-STATE_BYTES = 16  # for each parameter: fp32 weight, gradient, and AdamW's two moments
-ITEM_BYTES = {"bf16": 2, "fp32": 4}
+ITEM_BYTES = 4  # of a weight, a gradient, and each of AdamW's two moments: all fp32
 MATMUL_SIZE = 1024  # rows and columns of the measured product
 
 Role = Literal["teacher", "student", "control"]
@@ -34,11 +45,11 @@ class ModelPlan:
     role: Role
     parameters: int
     head_parameters: int  # of those, the ones that grow with the vocabulary: embedding, output table, output bias
-    tokens: int  # read in training
-    training_flops: float  # forward and backward, and the heads of the members
+    tokens: int = 0  # read in training; 0: it is not trained here
+    training_flops: float = 0  # forward and backward, and the heads of the members
     capture_flops: float = 0  # a teacher's passes over the streams
     cache_bytes: int = 0
-    activation_bytes: int  # kept for the backward pass
+    activation_bytes: int = 0  # kept for the backward pass
     members_bytes: int = 0  # heads of the members, held while a student trains
 
     @property
@@ -47,9 +58,15 @@ class ModelPlan:
         return self.parameters - self.head_parameters
 
     @property
+    def gradient_bytes(self) -> int:
+        """fp32 gradients; AdamW's two moments take twice as much."""
+        return ITEM_BYTES * self.parameters if self.tokens else 0
+
+    @property
     def peak_bytes(self) -> int:
         """Memory in training: fp32 weights, gradients and AdamW's moments, activations, heads of the members."""
-        return STATE_BYTES * self.parameters + self.activation_bytes + self.members_bytes
+        weights = ITEM_BYTES * self.parameters
+        return weights + 3 * self.gradient_bytes + self.activation_bytes + self.members_bytes
 
     @property
     def flops(self) -> float:
@@ -62,6 +79,10 @@ class Plan:
     """The cost of a recipe."""
 
     models: list[ModelPlan]
+    codec: str  # the recipe's, among the codecs
+    codecs: list[CodecPlan]  # caches of all teachers together, by every codec; none where nobody teaches
+    live_ratios: dict[str, float]  # by listening student: operations of a step with live teachers, in those without any
+    epochs: dict[str, float]  # by listening student: passes over the train stream that the recipe says
     stream_tokens: dict[str, int]
     rate: float  # operations in a second
     notes: list[str]  # what was assumed and measured
@@ -71,26 +92,17 @@ class Plan:
         return flops / self.rate / 3600
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """How much there is to read, and in how many types."""
-
-    stream_tokens: dict[str, int]
-    vocab_size: int
-    note: str
-
-
 def plan(recipe: Recipe, *, rate: float | None = None) -> Plan:
     """The cost of a recipe, at `rate` operations in a second or at that of a short product on this machine.
 
     Raises RecipeError when nothing says how much text there is.
     """
-    text = _text(recipe)
+    text = read_text(recipe)
+    members = read_members(recipe)
     notes = [
         text.note,
         "training: 3 forward passes over all rows; a masked row has targets at 1 of num_folds positions",
-        "capture: a document longer than cache.window is read in overlapping windows, up to twice; not counted",
-        f"memory: {STATE_BYTES} bytes a parameter, and L B T (34 D + 5 H T) bytes of activations in bf16 "
+        f"memory: {4 * ITEM_BYTES} bytes a parameter, and L B T (34 D + 5 H T) bytes of activations in bf16 "
         "(arXiv 2205.05198, eq. 2), twice that in fp32; Python and torch themselves come on top",
     ]
     if rate is None:
@@ -101,9 +113,25 @@ def plan(recipe: Recipe, *, rate: float | None = None) -> Plan:
         )
     else:
         notes.append(f"hours: at {rate:.3g} FLOPS, as given")
-    notes += [f"not planned: teacher {name}, which exists ({t.path})" for name, t in recipe.teachers.items() if t.path]
-    models = [*_teachers(recipe, text), *_students(recipe, text)]
-    return Plan(models=models, stream_tokens=text.stream_tokens, rate=rate, notes=notes)
+    notes += [
+        f"not planned: teacher {name}, whose sizes are not known ({teacher.path}); all sums go without it"
+        for name, teacher in recipe.teachers.items()
+        if name not in members
+    ]
+    teachers = {name: _teacher(recipe, name, member, text) for name, member in members.items()}
+    students = [model for name in recipe.students for model in _students(recipe, name, members, teachers, text)]
+    listening = listening_students(recipe, members)
+    trained = {model.name: model for model in students}
+    return Plan(
+        models=[*teachers.values(), *students],
+        codec=own_codec(recipe.cache),
+        codecs=codec_plans(recipe, members, text, rate=rate) if members else [],
+        live_ratios={name: live_ratio(recipe.students[name], members, recipe.cache, text) for name in listening},
+        epochs={name: trained[name].tokens / text.stream_tokens["train"] for name in listening},
+        stream_tokens=text.stream_tokens,
+        rate=rate,
+        notes=notes,
+    )
 
 
 def measured_rate(seconds: float = 0.5) -> float:
@@ -127,148 +155,96 @@ def measured_rate(seconds: float = 0.5) -> float:
     return max(products, 1) * 2 * MATMUL_SIZE**3 / (time.perf_counter() - start)
 
 
-def print_plan(plan: Plan) -> None:
-    """Print a column for each model, the totals, and what was assumed."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("", title="plan")
-    for model in plan.models:
-        table.add_column("\n".join((*model.name.split("."), model.role)), justify="right", no_wrap=True)
-    for label, cell in _lines(plan):
-        table.add_row(label, *(cell(model) for model in plan.models))
-    # as wide as its numbers, which are never cut; a narrow terminal wraps the lines itself
-    Console(width=Console(width=10_000).measure(table).maximum).print(table)
-    flops = sum(model.flops for model in plan.models)
-    peak = max((model.peak_bytes for model in plan.models), default=0)  # one model trains after another
-    caches = sum(model.cache_bytes for model in plan.models)
-    hours = _hours(plan.hours(flops))
-    print(f"altogether: {_flops(flops)}, {hours} hours, {_bytes(caches)} of caches, {_bytes(peak)} of memory")
-    for note in plan.notes:
-        print(f"- {note}")
-
-
-def _lines(plan: Plan) -> list[tuple[str, Callable[[ModelPlan], str]]]:
-    """The rows of the table: what they are called and how a model's cell reads."""
-    return [
-        ("parameters", lambda model: f"{model.parameters:,}"),
-        ("  body", lambda model: f"{model.body_parameters:,}"),
-        ("  head and embedding", lambda model: f"{model.head_parameters:,}"),
-        ("tokens read in training", lambda model: f"{model.tokens:,}"),
-        ("training", lambda model: _flops(model.training_flops)),
-        ("capture", lambda model: _flops(model.capture_flops)),
-        ("hours", lambda model: _hours(plan.hours(model.flops))),
-        ("cache", lambda model: _bytes(model.cache_bytes)),
-        ("weights", lambda model: _bytes(4 * model.parameters)),
-        ("gradients", lambda model: _bytes(4 * model.parameters)),
-        ("optimiser state", lambda model: _bytes(8 * model.parameters)),
-        ("activations", lambda model: _bytes(model.activation_bytes)),
-        ("heads of members", lambda model: _bytes(model.members_bytes)),
-        ("memory", lambda model: _bytes(model.peak_bytes)),
-    ]
-
-
-def _flops(number: float) -> str:
-    """Operations with a prefix: 1.23 PFLOP."""
-    for prefix, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9)):
-        if number >= size:
-            return f"{number / size:.3g} {prefix}FLOP" if number < 1000 * size else f"{number / size:,.0f} {prefix}FLOP"
-    return f"{number / 1e6:.3g} MFLOP" if number else "0"
-
-
-def _hours(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}" if number >= 0.001 else "< 0.001"
-
-
-def _bytes(number: float) -> str:
-    """Bytes with a prefix: 1.23 GiB."""
-    for prefix, size in (("Gi", 2**30), ("Mi", 2**20)):
-        if number >= size:
-            return f"{number / size:,.1f} {prefix}B"
-    return f"{number / 2**10:.1f} KiB" if number else "0"
-
-
-def _text(recipe: Recipe) -> _Text:
-    """Tokens of each stream: counted where a corpus is prepared, else assumed from the words."""
-    corpus, vocab_size = recipe.corpus, recipe.tokenizer.vocab_size
-    if manifest := read_manifest(Path(recipe.run_dir) / "corpus"):
-        counts = {name: int(stream["tokens"]) for name, stream in manifest.facts["streams"].items()}
-        note = f"tokens: counted in the prepared corpus {manifest.folder}"
-        return _Text(stream_tokens=counts, vocab_size=manifest.facts["vocab_size"], note=note)
-    if corpus.words is None:
-        raise RecipeError(
-            "corpus.words: null, and no corpus is prepared, so the amount of text is unknown; "
-            "run `cuvee prepare` first, or plan with corpus.words=NUMBER"
-        )
-    tokens = corpus.words * TOKENS_PER_WORD
-    counts = {"tune": round(tokens * corpus.split.tune), "test": round(tokens * corpus.split.test)}
-    counts = {"train": round(tokens) - sum(counts.values()), **counts}
-    note = f"tokens: no corpus is prepared, so {TOKENS_PER_WORD} are assumed for each of {corpus.words:,} words"
-    return _Text(stream_tokens=counts, vocab_size=vocab_size, note=note)
-
-
-def _teachers(recipe: Recipe, text: _Text) -> list[ModelPlan]:
-    from students.registry import forward_flops_per_token
-
-    plans = []
-    for name, teacher in recipe.teachers.items():
-        if teacher.model is None or teacher.train is None:
-            continue
-        plain = _trained(recipe, name, "teacher", teacher.model, teacher.train, text)
-        # features of every position of every stream; the head waits until a student trains
-        positions = sum(text.stream_tokens.values())
-        passes = recipe.cache.num_folds if teacher_view(teacher) == "masked" else 1
-        forward = forward_flops_per_token(teacher.model, text.vocab_size, recipe.cache.window)
-        plans.append(
-            replace(
-                plain,
-                capture_flops=passes * positions * forward.body,
-                cache_bytes=positions * teacher.model.hidden_size * ITEM_BYTES[recipe.cache.dtype],
-            )
-        )
-    return plans
-
-
-def _students(recipe: Recipe, text: _Text) -> list[ModelPlan]:
-    plans = []
-    for name, student in recipe.students.items():
-        plain = _trained(recipe, name, "student", student.model, student.train, text)
-        # a member's head runs once for each term that listens to it
-        members = [recipe.teachers[member].model for term in student.terms for member in term.members]
-        widths = sum(member.hidden_size for member in members if member)
-        heads = 2 * text.vocab_size * widths * plain.tokens * _target_share(student.train, recipe.cache.num_folds)
-        plans.append(
-            replace(plain, training_flops=plain.training_flops + heads, members_bytes=4 * text.vocab_size * widths)
-        )
-        plans += [replace(plain, name=f"{name}.{control}", role="control") for control in student.controls]
-    return plans
-
-
-def _trained(recipe: Recipe, name: str, role: Role, model: ModelConfig, train: TrainConfig, text: _Text) -> ModelPlan:
-    """The cost of training on text alone."""
-    from students.registry import forward_flops_per_token, parameter_count
-
-    parameters = parameter_count(model, text.vocab_size)
-    forward = forward_flops_per_token(model, text.vocab_size, train.seq_len)
-    epochs_tokens = (train.epochs or 0) * text.stream_tokens["train"]
-    tokens = train.steps * train.batch_size * train.seq_len if train.steps else round(epochs_tokens)
-    targets = tokens * _target_share(train, recipe.cache.num_folds)
-    return ModelPlan(
-        name=name,
-        role=role,
-        parameters=parameters,
-        # counts are linear in the vocabulary: the slope is what one type costs
-        head_parameters=text.vocab_size * (parameter_count(model, text.vocab_size + 1) - parameters),
-        tokens=tokens,
-        training_flops=3 * (tokens * forward.body + targets * forward.head),
-        activation_bytes=_activation_bytes(model, train),
+def _teacher(recipe: Recipe, name: str, member: Member, text: Text) -> ModelPlan:
+    """Training, unless it exists or is taken from another teacher's run, and capture."""
+    train = recipe.teachers[name].train
+    known = _sized(name, "teacher", member.model, text)
+    return replace(
+        _trained(known, member.model, train, recipe.cache.num_folds, text) if train else known,
+        capture_flops=text.tokens * member.capture_flops(recipe.cache, text),
+        cache_bytes=member.cache_bytes(recipe.cache, text),
     )
 
 
-def _target_share(train: TrainConfig, num_folds: int) -> float:
-    """Share of the tokens that are targets: all of causal rows, one fold of masked ones."""
-    shares = {train.view: 1.0} if train.view else train.views
-    return sum(s * (1 if view == "causal" else 1 / num_folds) for view, s in shares.items()) / sum(shares.values())
+def _students(
+    recipe: Recipe,
+    name: str,
+    members: Mapping[str, Member],
+    teachers: Mapping[str, ModelPlan],
+    text: Text,
+) -> Iterator[ModelPlan]:
+    """A student and its controls."""
+    student, cache = recipe.students[name], recipe.cache
+    plain = _trained(_sized(name, "student", student.model, text), student.model, student.train, cache.num_folds, text)
+    heard = hearings(student, members, cache.num_folds)
+    listening = _listening(plain, heard, student, cache, text)
+    yield listening
+    for control in student.controls:
+        if control == "best_single_teacher":
+            # which one it will be is chosen when they are there; the widest is the dearest to hear
+            widest = [max(group, key=lambda one: one.member.model.hidden_size) for group in _by_term(heard)]
+            model = _listening(plain, widest, student, cache, text)
+        elif control == "no_teacher_equal_flops":
+            # a teacher that is taken from another one's run costs that run
+            runs = {recipe.teachers[hearing.name].of or hearing.name for hearing in heard}
+            captures = {hearing.name for hearing in heard}
+            flops = listening.training_flops + sum(teachers[run].training_flops for run in runs if run in teachers)
+            flops += sum(teachers[capture].capture_flops for capture in captures)
+            model = replace(plain, tokens=round(plain.tokens * flops / plain.training_flops), training_flops=flops)
+        else:
+            model = plain
+        yield replace(model, name=f"{name}.{control}", role="control")
+
+
+def _listening(
+    plain: ModelPlan, heard: Sequence[Hearing], student: StudentConfig, cache: CacheConfig, text: Text
+) -> ModelPlan:
+    """A student with what it takes to hear its teachers' caches."""
+    return replace(
+        plain,
+        training_flops=plain.training_flops + plain.tokens * cached_flops(heard, student.model, cache, text),
+        members_bytes=_members_bytes(heard, student, cache, text),
+    )
+
+
+def _members_bytes(heard: Sequence[Hearing], student: StudentConfig, cache: CacheConfig, text: Text) -> int:
+    """A member's head is held once, and once more in each product of several, where heads are joined into one."""
+    headed = [one for one in heard if one.member.codec(cache, text).needs_head and not one.compares_features]
+    widths = {one.name: one.member.model.hidden_size for one in headed}
+    joined = {
+        (one.term, one.name): one.member.model.hidden_size
+        for one in headed
+        if student.terms[one.term].pool == "product" and any(o.term == one.term and o.name != one.name for o in headed)
+    }
+    return ITEM_BYTES * text.vocab_size * sum([*widths.values(), *joined.values()])
+
+
+def _by_term(heard: Iterable[Hearing]) -> Iterator[list[Hearing]]:
+    """What is heard, by term and view."""
+    for _, group in groupby(heard, key=lambda hearing: (hearing.term, hearing.view)):
+        yield list(group)
+
+
+def _sized(name: str, role: Role, model: ModelConfig, text: Text) -> ModelPlan:
+    """A model that is there, untrained."""
+    from students.registry import parameter_count
+
+    parameters = parameter_count(model, text.vocab_size)
+    # counts are linear in the vocabulary: the slope is what one type costs
+    slope = parameter_count(model, text.vocab_size + 1) - parameters
+    return ModelPlan(name=name, role=role, parameters=parameters, head_parameters=text.vocab_size * slope)
+
+
+def _trained(sized: ModelPlan, model: ModelConfig, train: TrainConfig, num_folds: int, text: Text) -> ModelPlan:
+    """The cost of training on text alone."""
+    epochs_tokens = (train.epochs or 0) * text.stream_tokens["train"]
+    tokens = train.steps * train.batch_size * train.seq_len if train.steps else round(epochs_tokens)
+    return replace(
+        sized,
+        tokens=tokens,
+        training_flops=tokens * plain_flops(model, train, num_folds, text),
+        activation_bytes=_activation_bytes(model, train),
+    )
 
 
 def _activation_bytes(model: ModelConfig, train: TrainConfig) -> int:

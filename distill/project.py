@@ -16,19 +16,22 @@ from corpora.addressed import address
 from corpora.batch import Objective
 from corpora.errors import Damaged, InputRefused
 from corpora.prepare import Corpus, open_corpus
-from corpora.storage import file_digest, fingerprint_digest, read_manifest
+from corpora.storage import digest, file_digest, fingerprint_digest, read_manifest
 from corpora.tokenizer import read_tokenizer
-from distill.config import Recipe, StudentConfig, TermConfig, TrainConfig, as_plain
+from distill.config import Recipe, TermConfig, TrainConfig, as_plain
+from distill.controls import CROSS_ENTROPY, control_terms, control_train
+from distill.members import asked_snapshots
+from distill.plan import Plan, plan
+from distill.run import Run, average_folder, snapshot_folder
 from distill.step_data import Term, view_shares
-from distill.train import Run
 from students.language_model import LanguageModel
 from students.run_folder import load_model
 from teachers.cache import CachedTeacher, CacheKey, cached_view
 from teachers.ensemble import Ensemble
+from teachers.weights import FittedWeights
 
-CROSS_ENTROPY = TermConfig(loss="cross_entropy")
-# how often a run saves changes nothing that it computes
-_NO_EFFECT = ("checkpoint_every",)
+# how often a run saves, and what it keeps, changes nothing that it computes
+_NO_EFFECT = ("checkpoint_every", "snapshots", "average")
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,30 @@ class Project:
         """The prepared corpus; raises Damaged when it is not there."""
         return open_corpus(self.folder)
 
+    @cached_property
+    def plan(self) -> Plan:
+        """What everything costs, in operations; its hours mean nothing."""
+        return plan(self.recipe, rate=1.0)
+
     # teachers
 
     def teacher_folder(self, name: str) -> Path:
-        """Run folder of a teacher: its own, or the one that the recipe points to."""
-        path = self.recipe.teachers[name].path
-        return Path(path) if path else self.folder / "teachers" / name
+        """Run folder of a teacher: its own, the one that the recipe points to, or what another teacher's run keeps."""
+        config = self.recipe.teachers[name]
+        if config.path:
+            return Path(config.path)
+        if config.of and config.average:
+            return average_folder(self.teacher_folder(config.of))
+        if config.of and len(config.steps) == 1:
+            return snapshot_folder(self.teacher_folder(config.of), config.steps[0])
+        return self.folder / "teachers" / name
+
+    def averaged_folders(self, name: str) -> list[Path]:
+        """The snapshots whose mean a teacher is; none for other teachers."""
+        config = self.recipe.teachers[name]
+        if config.of is None or len(config.steps) < 2:
+            return []
+        return [snapshot_folder(self.teacher_folder(config.of), step) for step in sorted(config.steps)]
 
     def teacher_objective(self, name: str) -> Objective:
         """How a teacher is listened to."""
@@ -67,17 +88,18 @@ class Project:
         """What training a teacher depends on: text alone."""
         config = self.recipe.teachers[name]
         assert config.model is not None and config.train is not None, "the recipe was checked"
+        train = replace(config.train, snapshots=asked_snapshots(self.recipe, name))
         seed = address(self.recipe.seed, "teacher", name)
         return Run(
             name=name,
             folder=self.teacher_folder(name),
             model=config.model,
-            train=config.train,
+            train=train,
             terms=(Term(CROSS_ENTROPY, None),),
             corpus=self.corpus,
             cache=self.recipe.cache,
             seed=seed,
-            fingerprint=self._run_fingerprint(config.model, config.train, (), seed),
+            fingerprint=self._run_fingerprint(config.model, train, (), seed),
             tracking=self.recipe.tracking,
         )
 
@@ -113,7 +135,10 @@ class Project:
         key = (name, stream)
         if key not in self._open_caches:
             self._open_caches[key] = CachedTeacher(
-                name, self.cache_folder(name, stream), self.cache_key(name, stream).fingerprint()
+                name,
+                self.cache_folder(name, stream),
+                self.cache_key(name, stream).fingerprint(),
+                config=self.recipe.cache,
             )
         return self._open_caches[key]
 
@@ -133,10 +158,26 @@ class Project:
                     yield pool
 
     def pool(self, term: TermConfig) -> Pool:
-        """The members of a term, without their weights resolved."""
+        """The members of a term, without their weights resolved; raises InputRefused when their views are not one.
+
+        `across_views` pools members of both views all the same.
+        """
         names = tuple(name for name, weight in term.members.items() if weight > 0)
-        objective = self.teacher_objective(names[0])
-        return Pool(names, tuple(term.members[name] for name in names), term.pool, term.weights, objective)
+        views: dict[str, Objective] = {name: self.teacher_objective(name) for name in names}
+        if len(set(views.values())) > 1 and not term.across_views:
+            listed = ", ".join(f"{name} is {view}" for name, view in views.items())
+            raise InputRefused(
+                f"teachers of two views in one term ({listed}), expected one view; write two terms, or set "
+                "across_views: true"
+            )
+        return Pool(
+            members=names,
+            given=tuple(term.members[name] for name in names),
+            rule=term.pool,
+            exponent=term.exponent,
+            weights=term.weights,
+            objective=views[names[0]] if len(set(views.values())) == 1 else None,
+        )
 
     def weights_folder(self, pool: Pool) -> Path:
         """Where the fitted weights of a pool lie."""
@@ -145,36 +186,52 @@ class Project:
         )
 
     def weights_fingerprint(self, pool: Pool) -> dict[str, Any]:
-        """What fitted weights depend on: the members' caches over the tune stream."""
-        return {name: self.cache_key(name, "tune").fingerprint() for name in pool.members}
+        """What fitted weights and their intervals depend on: the rule, and the members' caches over the tune stream."""
+        return {
+            "members": {name: self.cache_key(name, "tune").fingerprint() for name in pool.members},
+            "pool": pool.rule,
+            "confidence": self.recipe.benchmarks.confidence,
+            "seed": self.recipe.seed,
+        }
 
-    def resolved_weights(self, pool: Pool) -> dict[str, float]:
-        """Weights of a pool's members: as given, or as fitted on the tune stream."""
+    def fitted_weights(self, pool: Pool) -> FittedWeights | None:
+        """What the fit of a pool on the tune stream found; None where weights are given."""
         if pool.weights == "given":
-            return dict(zip(pool.members, pool.given, strict=True))
+            return None
         manifest = read_manifest(self.weights_folder(pool))
         if manifest is None:
             raise Damaged(f"{self.weights_folder(pool)}: weights are not fitted; run the recipe with `cuvee cache`")
-        return manifest.require("weights", self.weights_fingerprint(pool)).facts["weights"]
+        return FittedWeights(**manifest.require("weights", self.weights_fingerprint(pool)).facts)
+
+    def resolved_weights(self, pool: Pool) -> dict[str, float]:
+        """Weights of a pool's members: as given, or as fitted on the tune stream."""
+        fitted = self.fitted_weights(pool)
+        return dict(zip(pool.members, pool.given, strict=True)) if fitted is None else fitted.weights
+
+    def resolved_temperature(self, pool: Pool) -> float:
+        """The temperature that a product is fitted with; 1 for all other pools."""
+        fitted = self.fitted_weights(pool)
+        return 1.0 if fitted is None else fitted.temperature
 
     def ensemble(self, pool: Pool, stream: str) -> Ensemble:
         """A pool over the caches of one stream."""
         members = {name: self.cached(name, stream) for name in pool.members}
-        return Ensemble.of(members, self.resolved_weights(pool), pool.rule)
+        temperature = self.resolved_temperature(pool)
+        return Ensemble.of(members, self.resolved_weights(pool), pool.rule, pool.exponent, temperature)
 
     def student_run(self, name: str, control: str | None = None) -> Run:
-        """What training a student, or its control, depends on; the two differ in their terms alone."""
+        """What training a student, or its control, depends on; the two differ in their terms, or their steps."""
         config = self.recipe.students[name]
         seed = address(self.recipe.seed, "student", name)
-        terms = _control_terms(config) if control else tuple(config.terms)
-        fingerprint = self._run_fingerprint(config.model, config.train, terms, seed)
+        terms, train = control_terms(self, name, control), control_train(self, name, control)
+        fingerprint = self._run_fingerprint(config.model, train, terms, seed)
         full_name = f"{name}.{control}" if control else name
         return Run(
             name=full_name,
             folder=self.folder / "students" / f"{full_name}-{fingerprint_digest(fingerprint)}",
             model=config.model,
-            train=config.train,
-            terms=tuple(self._term(term) for term in terms),
+            train=train,
+            terms=tuple(self._term(term, number) for number, term in enumerate(terms)),
             corpus=self.corpus,
             cache=self.recipe.cache,
             seed=seed,
@@ -188,8 +245,8 @@ class Project:
             yield name, None
             yield from ((name, control) for control in config.controls)
 
-    def _term(self, term: TermConfig) -> Term:
-        return Term(term, self.ensemble(self.pool(term), "train") if term.members else None)
+    def _term(self, term: TermConfig, number: int) -> Term:
+        return Term(term, self.ensemble(self.pool(term), "train") if term.members else None, number)
 
     def _run_fingerprint(
         self, model: Any, train: TrainConfig, terms: tuple[TermConfig, ...], seed: int
@@ -199,28 +256,44 @@ class Project:
             "corpus": self.corpus.identity("train"),
             "model": as_plain(model),
             "train": {key: value for key, value in as_plain(train).items() if key not in _NO_EFFECT},
-            "masks": cached_view(self.recipe.cache, "masked").scheme() if masked else None,
+            "masks": self._masks() if masked else None,
             "terms": [self._term_fingerprint(term) for term in terms],
             "seed": str(seed),
         }
+
+    def _masks(self) -> dict[str, Any]:
+        """The masks that masked rows have."""
+        return cached_view(self.recipe.cache, "masked").scheme() | {"rounds": self.recipe.cache.rounds}
 
     def _term_fingerprint(self, term: TermConfig) -> dict[str, Any]:
         if not term.members:
             return as_plain(term)
         pool = self.pool(term)
         caches = {name: self.cache_key(name, "train").fingerprint() for name in pool.members}
-        return as_plain(term) | {"resolved_weights": self.resolved_weights(pool), "caches": caches}
+        resolved: dict[str, Any] = {
+            "weights": self.resolved_weights(pool),
+            "temperature": self.resolved_temperature(pool),
+        }
+        if self.recipe.cache.codec == "hybrid":  # it is no matter of the cache how much of its pool is heard at a visit
+            resolved["tail_draws"] = self.recipe.cache.tail_draws
+        return as_plain(term) | {"resolved": resolved, "caches": caches}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pool:
-    """Teachers that one term listens to together; all read the same objective."""
+    """Teachers that one term listens to together."""
 
     members: tuple[str, ...]
     given: tuple[float, ...]  # the recipe's weights, one for each member
-    rule: str  # mixture or product
+    rule: str  # mixture, product or power
+    exponent: float  # of the power mean
     weights: str  # given or fitted
-    objective: Objective
+    objective: Objective | None  # what all members read; None across views, where no single input could ask the pool
+
+    @property
+    def described_rule(self) -> str:
+        """For tables: the rule, and what it depends on."""
+        return f"power {self.exponent:g}" if self.rule == "power" else self.rule
 
     @property
     def name(self) -> str:
@@ -228,17 +301,11 @@ class Pool:
         if len(self.members) == 1:
             return self.members[0]
         if self.weights == "fitted":
-            return f"{'+'.join(self.members)} ({self.rule}, fitted)"
+            return f"{'+'.join(self.members)} ({self.described_rule}, fitted)"
         if len(set(self.given)) == 1:
-            return f"{'+'.join(self.members)} ({self.rule})"
+            return f"{'+'.join(self.members)} ({self.described_rule})"
         given = "+".join(f"{weight:g} {name}" for name, weight in zip(self.members, self.given, strict=True))
-        return f"{given} ({self.rule})"
-
-
-def _control_terms(config: StudentConfig) -> tuple[TermConfig, ...]:
-    """The objective without teachers: cross-entropy alone, at full weight."""
-    plain = [term for term in config.terms if not term.members]
-    return tuple(replace(term, weight=1.0) for term in plain) or (CROSS_ENTROPY,)
+        return f"{given} ({self.described_rule})"
 
 
 def _trained_view(folder: Path, place: str) -> Objective:
@@ -257,7 +324,13 @@ def _weights_and_tokenizer(folder: Path, foreign: bool) -> tuple[str, str]:
         return manifest.files["model.safetensors"]["digest"], manifest.facts["tokenizer"]
     if not foreign:
         raise Damaged(f"{folder}: the teacher is not trained; run `cuvee train` with the same recipe")
-    missing = [name for name in ("model.safetensors", "tokenizer.json") if not (folder / name).exists()]
+    needed = ("model.safetensors", "config.json", "tokenizer.json")
+    missing = [name for name in needed if not (folder / name).exists()]
     if missing:
-        raise InputRefused(f"{folder}: {' and '.join(missing)} missing; a teacher's folder needs weights and tokenizer")
-    return file_digest(folder / "model.safetensors"), read_tokenizer(folder).digest
+        raise InputRefused(
+            f"{folder}: {' and '.join(missing)} missing; a teacher's folder needs weights, their configuration and the "
+            "tokenizer"
+        )
+    # the same weights mean another model with another configuration
+    described = file_digest(folder / "model.safetensors"), file_digest(folder / "config.json")
+    return digest("".join(described).encode()), read_tokenizer(folder).digest

@@ -17,9 +17,10 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from corpora.errors import RecipeError
-from distill.checks import problems, suggestion
+from corpora.errors import RecipeError, suggestion
+from distill.checks import problems
 from distill.config import Recipe, as_plain
+from distill.members import expanded
 from distill.yaml_tree import Keys, Node, find_file, from_plain, merged, override, read_file, shown, take_in
 
 # What a pydantic error expects, in words of the recipe; other errors keep pydantic's words.
@@ -90,7 +91,7 @@ def _alone(path: Path, fragment: Node) -> Node:
 
 
 def validated(tree: Node) -> Recipe:
-    """The recipe that a tree says; raises RecipeError with one line for each problem."""
+    """The recipe that a tree says, every teacher a single one; raises RecipeError with one line for each problem."""
     from pydantic import ValidationError
 
     try:
@@ -100,7 +101,7 @@ def validated(tree: Node) -> Recipe:
         raise RecipeError("\n".join(_line(tree, problem) for problem in error.errors(include_url=False))) from error
     if found := problems(recipe):
         raise RecipeError("\n".join(_at(tree, keys, message) for keys, message in found))
-    return recipe
+    return expanded(recipe)
 
 
 def recipe_schema() -> dict[str, Any]:

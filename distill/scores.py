@@ -164,9 +164,13 @@ def score_tasks(
 
 
 def contenders(project: Project) -> list[Contender]:
-    """Everybody: teachers, pools of several, students and controls, in the order of the table."""
+    """Everybody: teachers, pools of several, students and controls, in the order of the table.
+
+    A pool across views is not among them: there is no single input that a sentence could be given to it as.
+    """
     found = [_teacher(project, name) for name in project.recipe.teachers]
-    found += [_pool(project, pool) for pool in project.pools() if len(pool.members) > 1]
+    pools = [pool for pool in project.pools() if len(pool.members) > 1]
+    found += [_pool(project, pool, pool.objective) for pool in pools if pool.objective is not None]
     for name, control in project.student_runs():
         found += _student(project, name, control)
     return found
@@ -202,34 +206,25 @@ def _model(project: Project, name: str, role: Role, objective: Objective, folder
     return Contender(name, name, role, objective, {"weights": weights}, parameters, folder, measure)
 
 
-def _pool(project: Project, pool: Pool) -> Contender:
-    resolved = project.resolved_weights(pool)
+def _pool(project: Project, pool: Pool, objective: Objective) -> Contender:
     ensemble = project.ensemble(pool, "test")
     names = [member.name for member in ensemble.members]
 
     def measure(device: torch.device) -> tuple[Candidate, np.ndarray, np.ndarray]:
         models = [project.load_teacher(name).to(device) for name in names]
-        log_probs = partial(pooled_log_probs, models, ensemble.weights, pool.rule, causal=pool.objective == "causal")
+        log_probs = partial(pooled_log_probs, models, ensemble, causal=objective == "causal")
         longest = min(model.config.max_positions for model in models)
-        candidate = Candidate(pool.name, pool.objective, log_probs, longest)
+        candidate = Candidate(pool.name, objective, log_probs, longest)
         return candidate, *pool_nats(ensemble, project.corpus, "test")
 
     fingerprint = {
         "members": {name: project.cache_key(name, "test").fingerprint() for name in names},
-        "pool": pool.rule,
-        "weights": resolved,
+        "pool": pool.described_rule,
+        "weights": dict(zip(names, ensemble.weights, strict=True)),
+        "temperature": ensemble.temperature,
     }
     parameters = sum(_teacher(project, name).parameters for name in names)
-    return Contender(
-        pool.name,
-        pool.name,
-        "pool",
-        pool.objective,
-        fingerprint,
-        parameters,
-        None,
-        measure,
-    )
+    return Contender(pool.name, pool.name, "pool", objective, fingerprint, parameters, None, measure)
 
 
 def _count_parameters(folder: Path) -> int:

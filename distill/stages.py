@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,20 @@ from corpora.errors import InputRefused
 from corpora.prepare import prepare_corpus
 from corpora.storage import locked, new_folder, read_manifest, write_file
 from corpora.tokenizer import read_tokenizer
+from distill.averaging import mean_of_runs
 from distill.config import Recipe
+from distill.controls import choose_single_teachers, describe_equal_flops
 from distill.distributed import Processes
-from distill.evaluate import member_nats
-from distill.memory import keep_freed_memory
+from distill.fitting import fit_pool
+from distill.memory import allow_many_files, keep_freed_memory
 from distill.project import Pool, Project
 from distill.recipe import resolved_yaml
+from distill.run import Run, require_kept, save_run
 from distill.scores import ScoreBoard, contenders, pair_tasks, score_tasks, write_pairs
 from distill.summary import make_report
-from distill.train import Run
 from distill.train import train as train_run
-from students.run_folder import load_model
-from teachers.cache import capture
-from teachers.weights import fit_mixture
+from students.run_folder import WEIGHTS, load_model
+from teachers.capture import capture
 
 STREAMS = ("train", "tune", "test")
 
@@ -122,6 +124,7 @@ def score_candidate(folder: str | Path, config: BenchmarksConfig, out: str | Pat
 def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
     """Join the other processes; the first holds the project's lock for as long as anything may be written."""
     keep_freed_memory()
+    allow_many_files()
     processes = Processes(recipe.processes)
     project = Project(recipe)
     with locked(project.folder) if processes.is_first else contextlib.nullcontext():
@@ -143,12 +146,36 @@ def _prepare(project: Project, processes: Processes) -> None:
 
 def _train_teachers(project: Project, processes: Processes) -> None:
     for name, teacher in project.recipe.teachers.items():
-        if teacher.path is None:
+        if teacher.model is not None:
             _train(project.teacher_run(name), processes)
+    with processes.first_alone() as first:
+        if first:
+            for name in project.recipe.teachers:
+                _average(project, name)
+
+
+def _average(project: Project, name: str) -> None:
+    """Make the run folder of a teacher that is the mean of several snapshots, once."""
+    origin, folders = project.recipe.teachers[name].of, project.averaged_folders(name)
+    if origin is None or not folders:
+        return
+    snapshots = [manifest for path in folders if (manifest := read_manifest(path)) is not None]
+    assert len(snapshots) == len(folders), "a run that is there has kept them"
+    folder, run = project.teacher_folder(name), replace(project.teacher_run(origin), name=name)
+    fingerprint = {"mean_of": {kept.folder.name: kept.files[WEIGHTS]["digest"] for kept in snapshots}}
+    found = read_manifest(folder)
+    if found is not None:
+        found.require("run", fingerprint)
+        return
+    print(f"average: {name} is the mean of {', '.join(path.name for path in folders)} of {origin}", flush=True)
+    facts = {key: snapshots[-1].facts[key] for key in ("steps", "words", "precision")}
+    save_run(run, folder, mean_of_runs(folders), fingerprint=fingerprint, **facts)
 
 
 def _train_students(project: Project, processes: Processes) -> None:
     for name, control in project.student_runs():
+        if control == "no_teacher_equal_flops":
+            _announcer(processes.is_first)(describe_equal_flops(project, name))
         _train(project.student_run(name, control), processes)
 
 
@@ -157,6 +184,7 @@ def _train(run: Run, processes: Processes) -> None:
     processes.barrier()  # all have looked before one writes
     if found is not None:
         found.require("run", run.fingerprint)
+        require_kept(run)
         _announcer(processes.is_first)(f"train: {run.name} is there")
         return
     train_run(run, processes)
@@ -180,27 +208,31 @@ def _cache(project: Project, processes: Processes) -> None:
             for pool in project.pools():
                 if pool.weights == "fitted":
                     _fit(project, pool)
+            choose_single_teachers(project, _announcer(True))
 
 
 def _fit(project: Project, pool: Pool) -> None:
-    """Fit a mixture's weights on the tune stream, once."""
+    """Fit a pool's weights on the tune stream, once."""
     folder, fingerprint = project.weights_folder(pool), project.weights_fingerprint(pool)
     found = read_manifest(folder)
     if found is not None:
         found.require("weights", fingerprint)
         return
-    weights = fit_mixture(member_nats([project.cached(name, "tune") for name in pool.members], project.corpus, "tune"))
-    named = dict(zip(pool.members, map(float, weights), strict=True))
-    print(f"weights: {pool.name}: " + ", ".join(f"{name} {weight:.3f}" for name, weight in named.items()), flush=True)
+    fitted = fit_pool(project, pool)
+    shown = ", ".join(f"{name} {weight:.3f}" for name, weight in fitted.weights.items())
+    if fitted.temperature != 1.0:
+        shown += f"; temperature {fitted.temperature:.3f}"
+    print(f"weights: {pool.name}: {shown}", flush=True)
     with new_folder(folder, kind="weights", fingerprint=fingerprint) as writer:
-        writer.facts["weights"] = named
+        writer.facts |= asdict(fitted)
 
 
 def _score(project: Project, processes: Processes) -> None:
     with processes.first_alone() as first:
         if first:
             board = ScoreBoard(project, processes.device, _announcer(True))
-            report = make_report(project, [board.scores(contender) for contender in contenders(project)])
+            scores = [board.scores(contender) for contender in contenders(project)]
+            report = make_report(project, scores, _announcer(True))
             write_report(project.folder, report)
             print_table(report)
 

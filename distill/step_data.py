@@ -19,8 +19,10 @@ from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
 from distill.fused import RowTerm
 from distill.objective import Part
-from teachers.config import CacheConfig
+from distill.schedule import scheduled_share
+from teachers.config import ROUND_STEP, CacheConfig
 from teachers.ensemble import Ensemble
+from teachers.signal import Signal
 
 T = TypeVar("T")
 
@@ -31,6 +33,7 @@ class Term:
 
     config: TermConfig
     ensemble: Ensemble | None
+    number: int = 0  # in the student's list
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class StepData:
     """One process's part of a step."""
 
     micro_batches: list[list[Part]]
-    counts: dict[str, int]  # by name of each term: its targets, over all processes and micro-batches
+    counts: dict[str, int]  # by name of each term: the targets it speaks of, over all processes and micro-batches
 
 
 def view_shares(config: TrainConfig) -> dict[Objective, float]:
@@ -67,46 +70,68 @@ def require_rows(config: TrainConfig, world_size: int) -> None:
 def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: CacheConfig) -> View:
     """The view of an epoch: masked rows go through the folds, one an epoch, so that a round hides every position once.
 
-    With `dynamic_masks` each round has masks of its own; otherwise all rounds have the cache's.
+    With `dynamic_masks` each round has masks of its own; otherwise the rounds have the cache's, in turn.
     """
     if objective == "causal":
         return causal_view()
-    round_number, fold = divmod(epoch, cache.num_folds)
-    # the first round's masks are the cache's; a large odd step keeps later rounds apart from neighbouring seeds
-    mask_seed = cache.mask_seed + (round_number * 1_000_003 if config.dynamic_masks else 0)
-    return masked_view(mask_seed=mask_seed, fold=fold, num_folds=cache.num_folds, mean_span=cache.mean_span)
+    number, fold = divmod(epoch, cache.num_folds)
+    mask_seed = cache.mask_seed + ROUND_STEP * (number if config.dynamic_masks else number % cache.rounds)
+    return masked_view(
+        mask_seed=mask_seed,
+        fold=fold,
+        num_folds=cache.num_folds,
+        mean_span=cache.mean_span,
+        keep_share=cache.keep_share,
+        random_share=cache.random_share,
+    )
 
 
 def step_data(
     step: int,
     plan: RowPlan,
     *,
+    steps: int,
     corpus: Corpus,
     config: TrainConfig,
     cache: CacheConfig,
     terms: Sequence[Term],
     processes: Processes,
+    precision: str = "fp32",
 ) -> StepData:
-    """What this process reads in a step; the rows and targets of the whole step are the same on any number of them."""
+    """What this process reads in a step of a run of `steps`.
+
+    The rows, targets and weights of the whole step are the same on any number of processes.
+    """
     shares = view_shares(config)
     rows = [
         (step_view(objective, row.epoch, config, cache), row.span)
         for objective, row in _rows_of_views(plan.rows(step), shares)
     ]
     own = processes.own_share(rows)
+    draw = plan.rows(step)[0].epoch  # another pass over the text hears other draws
     count = _num_micro_batches(len(own), config)
-    batches = [
+    drafts = [
         [
-            make_batch(corpus.streams["train"], spans, view, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size)
+            _Draft.of(batch, terms, processes.device, precision, draw=draw)
             for view, spans in _by_view(own[number::count]).items()
+            for batch in [
+                make_batch(
+                    corpus.streams["train"], spans, view, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size
+                )
+            ]
         ]
         for number in range(count)
     ]
-    targets = _target_counts(list(itertools.chain(*batches)), list(shares), processes)
-    return StepData(
-        [[_part(batch, shares, targets, terms, processes.device) for batch in parts] for parts in batches],
-        {name: targets[view] for view in shares for name in terms_of(view, terms)},
-    )
+    named = {name: term for view in shares for name, term in terms_of(view, terms).items()}
+    targets, counted_rows = _counts(list(itertools.chain(*drafts)), list(named), processes)
+    weights = {}
+    for view, share in shares.items():
+        for name, term in terms_of(view, terms).items():
+            count_of = counted_rows[name] if term.config.legacy_batchmean else targets[name]
+            scheduled = term.config.weight * scheduled_share(step, steps, term.config.schedule)
+            # a step of very few rows may hide nothing; then there is nothing to weigh
+            weights[name] = share * scheduled / max(count_of, 1)
+    return StepData([[draft.part(weights) for draft in parts] for parts in drafts], targets)
 
 
 def terms_of(view: Objective, terms: Sequence[Term]) -> dict[str, Term]:
@@ -118,29 +143,42 @@ def terms_of(view: Objective, terms: Sequence[Term]) -> dict[str, Term]:
     return named
 
 
-def _part(
-    batch: Batch,
-    shares: Mapping[Objective, float],
-    targets: Mapping[Objective, int],
-    terms: Sequence[Term],
-    device: torch.device,
-) -> Part:
-    """A batch on the device, with what its teachers say and the weight of every target."""
-    view = batch.view.objective
-    # a step of very few rows may hide nothing; then there is nothing to weigh
-    weight = shares[view] / max(targets[view], 1)
-    return Part(
-        batch.to(device),
-        tuple(
-            RowTerm(
-                name,
-                term.config,
-                term.ensemble.signal(batch, device) if term.ensemble is not None else None,
-                weight * term.config.weight,
-            )
-            for name, term in terms_of(view, terms).items()
-        ),
-    )
+@dataclass(frozen=True)
+class _Draft:
+    """A batch on the device and what its teachers say, before anybody knows how many targets the step has."""
+
+    batch: Batch
+    terms: dict[str, Term]
+    signals: dict[str, Signal]  # of the terms that have one
+
+    @classmethod
+    def of(cls, batch: Batch, terms: Sequence[Term], device: torch.device, precision: str, *, draw: int) -> _Draft:
+        named = terms_of(batch.view.objective, terms)
+        # products of the heads in the type of the student's own
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        signals = {
+            name: term.ensemble.signal(batch, device, draw=draw, dtype=dtype)
+            for name, term in named.items()
+            if term.ensemble is not None
+        }
+        return cls(batch.to(device), named, signals)
+
+    def targets(self, name: str) -> int:
+        """The targets that a term speaks of."""
+        if name not in self.terms:
+            return 0
+        heard_N = self.signals[name].heard_N if name in self.signals else None
+        return int(self.batch.has_target_BT.sum() if heard_N is None else heard_N.sum())
+
+    def part(self, weights: Mapping[str, float]) -> Part:
+        """The batch with the weight of each term's targets."""
+        return Part(
+            self.batch,
+            tuple(
+                RowTerm(name, term.number, term.config, self.signals.get(name), weights[name])
+                for name, term in self.terms.items()
+            ),
+        )
 
 
 def _rows_of_views(rows: Sequence[T], shares: Mapping[Objective, float]) -> list[tuple[Objective, T]]:
@@ -165,9 +203,12 @@ def _num_micro_batches(rows: int, config: TrainConfig) -> int:
     return -(-rows // (config.micro_batch_size or rows))
 
 
-def _target_counts(batches: Sequence[Batch], views: Sequence[Objective], processes: Processes) -> dict[Objective, int]:
-    """Targets of each view in the whole step, over all processes."""
-    own = [sum(int(batch.has_target_BT.sum()) for batch in batches if batch.view.objective == view) for view in views]
+def _counts(
+    drafts: Sequence[_Draft], names: Sequence[str], processes: Processes
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Targets and rows that each term speaks of in the whole step, over all processes."""
+    targets = [sum(draft.targets(name) for draft in drafts) for name in names]
+    rows = [sum(len(draft.batch) for draft in drafts if name in draft.terms) for name in names]
     # fp64 counts are exact far beyond any batch
-    summed = processes.sum(torch.tensor(own, dtype=torch.float64, device=processes.device))
-    return dict(zip(views, summed.long().tolist(), strict=True))
+    summed = processes.sum(torch.tensor([targets, rows], dtype=torch.float64, device=processes.device))
+    return tuple(dict(zip(names, counts, strict=True)) for counts in summed.long().tolist())  # type: ignore[return-value]

@@ -5,24 +5,25 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report_data import Ensemble, Member, Phenomenon, Report, Row, phenomena_table, scoring_protocol
+from benchmarks.report_data import Phenomenon, Report, Row, phenomena_table, scoring_protocol
 from benchmarks.stats import GainKept, bootstrap_macro_mean
 from benchmarks.stream import stream_gain_kept
-from distill.evaluate import pool_nats
-from distill.project import Pool, Project
+from corpora.batch import Objective
+from distill.ensembles import ensemble_tables
+from distill.project import Project
 from distill.scores import Scores
 from distill.tracking import TIMINGS, read_timings
-from teachers import ensemble as pools
 
 
-def make_report(project: Project, scores: list[Scores]) -> Report:
-    """Everything that a run shows, from the scores of all its contenders."""
+def make_report(project: Project, scores: list[Scores], announce: Callable[[str], None]) -> Report:
+    """Everything that a run shows, from the scores of all its contenders and the caches of its ensembles."""
     config = project.recipe.benchmarks
-    objectives = list(dict.fromkeys(result.contender.objective for result in scores))
+    objectives: list[Objective] = list(dict.fromkeys(result.contender.objective for result in scores))
     protocol = (
         *scoring_protocol(*objectives),
         f"Test cross-entropy: each document read alone, in windows of {project.recipe.cache.window} tokens.",
@@ -31,7 +32,7 @@ def make_report(project: Project, scores: list[Scores]) -> Report:
         title=project.folder.name,
         rows=tuple(_row(project, result, scores) for result in scores),
         phenomena=_phenomena(project, scores),
-        ensembles=tuple(_ensemble(project, pool) for pool in project.pools() if len(pool.members) > 1),
+        ensembles=ensemble_tables(project, announce),
         metadata=_metadata(project),
         protocol=protocol,
         confidence=config.confidence,
@@ -51,15 +52,22 @@ def _row(project: Project, result: Scores, scores: list[Scores]) -> Row:
         accuracy=pairs.accuracy if pairs else None,
         accuracy_interval=bootstrap_macro_mean(pairs.wins, **_bootstrap(project)) if pairs else None,
         ties=pairs.ties if pairs else None,
-        gain_kept=_gain_kept(project, result, scores) if contender.role == "student" else None,
+        gain_kept=_gain_kept(project, result, scores),
         tokens_per_second=tokens / seconds if seconds else None,
         seconds=seconds or None,
     )
 
 
-def _gain_kept(project: Project, student: Scores, scores: list[Scores]) -> GainKept:
-    """Of a student against its control and the pool of its own view (house contract 6)."""
-    name, objective = student.contender.run, student.contender.objective
+def _gain_kept(project: Project, student: Scores, scores: list[Scores]) -> GainKept | None:
+    """Of a student against its control and the pool of its own view (house contract 6); None for all but students.
+
+    The other controls are rows of the same scale: how much of the ensemble's advantage its best member alone would have
+    given to this student, and how much of it as many operations on text alone would have bought.
+    """
+    contender, objective = student.contender, student.contender.objective
+    name, _, control_name = contender.run.partition(".")  # no student has a dot in its name
+    if contender.role not in ("student", "control") or control_name == "no_teacher_equal_steps":
+        return None
     terms = [term for term in project.recipe.students[name].terms if term.members]
     own = [pool for pool in map(project.pool, terms) if pool.objective == objective]
     named = {(result.contender.run, result.contender.objective): result for result in scores}
@@ -67,7 +75,9 @@ def _gain_kept(project: Project, student: Scores, scores: list[Scores]) -> GainK
     if control is None:
         return GainKept(None, None, "the control no_teacher_equal_steps was not asked for")
     if not own:
-        return GainKept(None, None, f"no term listens to {objective} teachers")
+        across = [pool.name for pool in map(project.pool, terms) if pool.objective is None]
+        why = f"{across[0]} is pooled across views, so its cross-entropy is no {objective} one" if across else ""
+        return GainKept(None, None, why or f"no term listens to {objective} teachers")
     pool = named[own[0].name, objective]
     return stream_gain_kept(control.stream, student.stream, pool.stream, **_bootstrap(project))
 
@@ -75,35 +85,6 @@ def _gain_kept(project: Project, student: Scores, scores: list[Scores]) -> GainK
 def _phenomena(project: Project, scores: list[Scores]) -> tuple[Phenomenon, ...]:
     results = [result.pairs for result in scores if result.pairs]
     return phenomena_table(results, **_bootstrap(project)) if results else ()
-
-
-def _ensemble(project: Project, pool: Pool) -> Ensemble:
-    """A pool and its members on the targets of the tune and test streams, from the caches."""
-    weights = project.resolved_weights(pool)
-
-    def cross_entropy(names: list[str], stream: str) -> float:
-        members = {name: project.cached(name, stream) for name in names}
-        blend = pools.Ensemble.of(members, {name: weights[name] for name in names}, pool.rule)
-        return float(pool_nats(blend, project.corpus, stream)[1].mean(dtype="float64"))
-
-    names = [name for name, weight in weights.items() if weight > 0]
-    return Ensemble(
-        name=pool.name,
-        view=pool.objective,
-        pool=pool.rule,
-        weights=pool.weights,
-        members=tuple(
-            Member(
-                name=name,
-                weight=weights[name] / sum(weights.values()),
-                tune_cross_entropy=cross_entropy([name], "tune"),
-                test_cross_entropy=cross_entropy([name], "test"),
-            )
-            for name in names
-        ),
-        tune_cross_entropy=cross_entropy(names, "tune"),
-        test_cross_entropy=cross_entropy(names, "test"),
-    )
 
 
 def _bootstrap(project: Project) -> dict[str, Any]:

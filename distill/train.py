@@ -8,49 +8,37 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from corpora.addressed import address
-from corpora.errors import Diverged, Preempted
-from corpora.loader import plan_rows
-from corpora.prepare import Corpus
-from corpora.storage import file_digest, new_folder
+from corpora.errors import Diverged, Preempted, RecipeError
+from corpora.loader import RowPlan, plan_rows
+from corpora.stream import Stream
+from distill.averaging import MovingAverage
 from distill.checkpoint import Checkpoints, Progress
-from distill.config import TrackingConfig, TrainConfig
+from distill.config import TrainConfig
 from distill.distributed import Processes
-from distill.objective import Objective
+from distill.losses import FEATURE_LOSSES
+from distill.objective import Objective, feature_projections
 from distill.optim import learning_rate, make_optimizer, set_learning_rate
 from distill.precision import autocast, resolve_precision
 from distill.preemption import stop_flag
-from distill.step_data import StepData, Term, require_rows, step_data, view_shares
-from distill.tracking import METRICS, Tracker
-from students.buildable import Buildable
-from students.config import ModelConfig
+from distill.run import (
+    Run,
+    average_fingerprint,
+    average_folder,
+    require_kept,
+    save_run,
+    snapshot_fingerprint,
+    snapshot_folder,
+)
+from distill.step_data import StepData, require_rows, step_data
+from distill.tracking import Tracker
 from students.registry import build_model
-from students.run_folder import save_model
-from teachers.config import CacheConfig
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that one training run depends on."""
-
-    name: str
-    folder: Path
-    model: ModelConfig
-    train: TrainConfig
-    terms: tuple[Term, ...]
-    corpus: Corpus
-    cache: CacheConfig  # says which masks masked rows have
-    seed: int
-    fingerprint: dict[str, Any]  # of all that affects the weights
-    tracking: TrackingConfig
 
 
 def train(run: Run, processes: Processes) -> None:
@@ -61,29 +49,32 @@ def train(run: Run, processes: Processes) -> None:
     """
     config, stream = run.train, run.corpus.streams["train"]
     require_rows(config, processes.world_size)
-    plan = plan_rows(
-        stream,
-        seq_len=config.seq_len,
-        batch_size=config.batch_size,
-        seed=address(run.seed, "data"),
-        random_offsets=config.random_offsets,
-    )
-    steps = config.steps if config.steps is not None else plan.steps(config.epochs or 1.0)
+    plan = row_plan(config, stream, seed=address(run.seed, "data"))
+    steps = num_steps(config, plan)
+    _require_in_run(run, steps)
     precision = resolve_precision(config.precision, processes.device.type)
 
     model = build_model(
         run.model, vocab_size=run.corpus.vocab_size, token_ids=run.corpus.token_ids, seed=address(run.seed, "init")
     ).to(processes.device)
-    optimizer = make_optimizer(model, config)
+    compared = {t.number: t.ensemble for t in run.terms if t.config.loss in FEATURE_LOSSES and t.ensemble is not None}
+    projections = feature_projections(run.model.hidden_size, compared, address(run.seed, "projections"))
+    objective = Objective(model, projections.to(processes.device))
+    optimizer = make_optimizer(objective, config)
+    average = MovingAverage(model, config.average) if config.average is not None else None
 
     # another arithmetic or world size would go on, but not to the same weights
     arithmetic = {"precision": precision, "processes": processes.world_size, "micro_batch": config.micro_batch_size}
     checkpoints = Checkpoints(
-        run.folder / "checkpoints", model, optimizer, run.fingerprint | {"arithmetic": arithmetic}
+        run.folder / "checkpoints",
+        nn.ModuleDict({"objective": objective} | ({"average": average.model} if average else {})),
+        optimizer,
+        run.fingerprint | {"arithmetic": arithmetic, "average": config.average},
     )
     start = checkpoints.restore(announce=print if processes.is_first else lambda line: None)
+    require_kept(run, done=start.step)
     processes.barrier()  # all have read before the first writes
-    module = processes.wrap(Objective(model)).train()
+    module = processes.wrap(objective).train()
     tracker = Tracker(
         run.folder,
         name=run.name,
@@ -99,11 +90,13 @@ def train(run: Run, processes: Processes) -> None:
             data = step_data(
                 step,
                 plan,
+                steps=steps,
                 corpus=run.corpus,
                 config=config,
                 cache=run.cache,
                 terms=run.terms,
                 processes=processes,
+                precision=precision,
             )
             means = _backward(module, data, run, step=step, precision=precision, processes=processes)
             norm = float(clip_grad_norm_(module.parameters(), config.grad_clip))
@@ -115,6 +108,11 @@ def train(run: Run, processes: Processes) -> None:
 
             done = step + 1
             words += sum(stream.words(first, last) for first, last in plan.spans(step))
+            if average:
+                average.update(model, done)
+            if done in config.snapshots and processes.is_first:
+                folder, depends = snapshot_folder(run.folder, done), snapshot_fingerprint(run, done)
+                save_run(run, folder, model, fingerprint=depends, steps=done, words=words, precision=precision)
             if done % config.log_every == 0 or done == steps:
                 tokens = (done - logged_at) * config.batch_size * config.seq_len
                 tracker.log({"step": done, "lr": rate, "grad_norm": norm, "words": words, **means}, tokens=tokens)
@@ -129,8 +127,37 @@ def train(run: Run, processes: Processes) -> None:
                 raise Preempted(f"{run.folder}: stopped after step {done} and saved; the same command goes on")
         tracker.synced_length()
     if processes.is_first:
-        _commit(run, model, steps=steps, words=words, precision=precision)
+        save = partial(save_run, run, steps=steps, words=words, precision=precision)
+        if average:
+            save(average_folder(run.folder), average.model, fingerprint=average_fingerprint(run))
+        # the run's own manifest comes last: a finished run has everything
+        save(run.folder, model, fingerprint=run.fingerprint, with_log=True)
     processes.barrier()
+
+
+def row_plan(config: TrainConfig, stream: Stream, *, seed: int) -> RowPlan:
+    """The rows of a run; raises InputRefused when the stream is shorter than one row."""
+    return plan_rows(
+        stream,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        seed=seed,
+        random_offsets=config.random_offsets,
+    )
+
+
+def num_steps(config: TrainConfig, plan: RowPlan) -> int:
+    """Optimiser steps of a run."""
+    return config.steps if config.steps is not None else plan.steps(config.epochs or 1.0)
+
+
+def _require_in_run(run: Run, steps: int) -> None:
+    """What the recipe's check cannot know when it counts epochs."""
+    if beyond := [step for step in run.train.snapshots if step > steps]:
+        raise RecipeError(
+            f"{run.name}: the weights after step {max(beyond)} are asked for, but the run ends after {steps}; "
+            "ask for earlier ones"
+        )
 
 
 def _backward(
@@ -160,22 +187,3 @@ def _require_finite(run: Run, step: int, norm: float, means: Mapping[str, float]
             f"{run.folder}: step {step + 1}: {found}, all must be finite; lower train.lr, or look at the teachers (the "
             "last checkpoint is whole)"
         )
-
-
-def _commit(run: Run, model: Buildable, *, steps: int, words: int, precision: str) -> None:
-    """The run folder: weights, config, tokenizer and the metrics log; the manifest comes last."""
-    with new_folder(run.folder, kind="run", fingerprint=run.fingerprint) as writer:
-        save_model(writer, model.cpu().eval())
-        for name in ("tokenizer.json", "tokenizer_config.json"):
-            writer.write(name, (run.corpus.tokenizer_folder / name).read_bytes())
-        metrics = run.folder / METRICS
-        writer.adopt(METRICS, {"size": metrics.stat().st_size, "digest": file_digest(metrics)})
-        writer.facts |= {
-            "name": run.name,
-            "views": list(view_shares(run.train)),
-            "steps": steps,
-            "words": words,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            "tokenizer": run.corpus.tokenizer.digest,
-            "precision": precision,
-        }

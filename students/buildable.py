@@ -27,6 +27,7 @@ class ForwardFlops(NamedTuple):
 class Buildable(LanguageModel):
     """A language model that a ModelConfig describes completely; one subclass for each architecture."""
 
+    config: ModelConfig
     network_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PretrainedConfig]]
     causal_head: ClassVar[bool]  # whether the Hugging Face class is a causal language model that can generate

@@ -6,20 +6,34 @@ Axes: B rows, T positions, D features, N target rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from corpora.batch import Batch
-from students.config import ModelConfig
 from students.head import Head
+
+
+class Sizes(Protocol):
+    """What is known of every model; a ModelConfig says it all, and more."""
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the features."""
+        ...
+
+    @property
+    def max_positions(self) -> int:
+        """Longest row in tokens."""
+        ...
 
 
 class LanguageModel(nn.Module, ABC):
     """A network of transformers, read as features and a head. This class alone unpacks a Batch."""
 
     network: PreTrainedModel
-    config: ModelConfig
+    config: Sizes
 
     @abstractmethod
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:

@@ -24,6 +24,8 @@ from corpora.storage import FolderWriter, Manifest, read_json, read_manifest
 from corpora.token_ids import TokenIds
 from students.buildable import Buildable, default_if_none
 from students.config import ModelConfig
+from students.language_model import LanguageModel
+from students.pretrained import load_pretrained
 from students.registry import ARCHITECTURES, build_model
 
 WEIGHTS = "model.safetensors"
@@ -47,22 +49,20 @@ def save_model(writer: FolderWriter, model: Buildable) -> None:
         )
 
 
-def load_model(folder: Path) -> Buildable:
-    """The model of a run folder, or of a Hugging Face folder of a known architecture, on the CPU in evaluation mode.
+def load_model(folder: Path) -> LanguageModel:
+    """The model of a run folder (a Buildable), or of a Hugging Face folder, on the CPU in evaluation mode.
 
-    Raises Damaged when a listed file fails its digest, InputRefused for a folder that is neither or was not finished.
+    A Hugging Face folder of an architecture of ours is a Buildable too, any other one a Pretrained. Raises Damaged when
+    a listed file fails its digest, InputRefused for a folder that is neither, was not finished or cannot be read.
     """
     manifest = read_manifest(folder)
     if manifest is not None:
         model = _build_from_run(manifest)
-        weights = manifest.verified(WEIGHTS)
-    elif (folder / MODEL_CONFIG).exists():
+        _load_weights(model, manifest.verified(WEIGHTS))
+        return model.eval()
+    if (folder / MODEL_CONFIG).exists():
         raise InputRefused(f"{folder}: has {MODEL_CONFIG} but no manifest, so its run never finished; run it again")
-    else:
-        model = _build_from_hugging_face(folder)
-        weights = folder / WEIGHTS
-    _load_weights(model, weights)
-    return model.eval()
+    return _load_from_hugging_face(folder)
 
 
 def stored_weights(model: Buildable) -> dict[str, Tensor]:
@@ -101,21 +101,31 @@ def _build_from_run(manifest: Manifest) -> Buildable:
         raise InputRefused(f"{path}: written by another version of this toolkit ({error}); train it again") from error
 
 
-def _build_from_hugging_face(folder: Path) -> Buildable:
+def _load_from_hugging_face(folder: Path) -> LanguageModel:
     path = folder / NETWORK_CONFIG
     if not path.exists():
         raise InputRefused(f"{folder}: neither a finished run nor a Hugging Face folder ({NETWORK_CONFIG} is missing)")
     described = _read_foreign_json(path)
-    architecture = ARCHITECTURES.get(described.get("model_type"))
-    if architecture is None:
-        raise InputRefused(
-            f"{path}: model_type {described.get('model_type')!r} is not supported, only {', '.join(ARCHITECTURES)}"
-        )
     if not (folder / WEIGHTS).exists():
         raise InputRefused(f"{folder}: {WEIGHTS} is missing; save the model as one safetensors file")
+    model = _build_from_hugging_face(described, path)
+    if model is None:
+        return load_pretrained(folder, described)
+    _load_weights(model, folder / WEIGHTS)
+    return model.eval()
+
+
+def _build_from_hugging_face(described: dict[str, Any], path: Path) -> Buildable | None:
+    """The model that a configuration of transformers describes; None when no ModelConfig can say it."""
+    architecture = ARCHITECTURES.get(described.get("model_type", ""))
+    if architecture is None:
+        return None
     try:
         network_config = architecture.config_class.from_dict(described)
-        config = architecture.model_config(network_config)
+        try:
+            config = architecture.model_config(network_config)
+        except InputRefused:  # a variant that is not ours: transformers reads it
+            return None
         ids = TokenIds()
         token_ids = TokenIds(
             pad=default_if_none(network_config.pad_token_id, ids.pad),

@@ -1,51 +1,54 @@
-"""The verified cache of one teacher over one stream, keyed by target position.
+"""The verified cache of one teacher over one stream, read by target position.
 
-A cache is a folder of shards of fixed stride, one record for each position, with the head beside them. A shard is a
-pure function of (teacher, stream, view, window), is committed alone with a note of its own, and is what a capture that
-was interrupted resumes by; the manifest, written last, lists them all.
+A cache is a folder of shards of fixed stride (`teachers/layout.py`), with one record of the codec for each position and
+round of masks, and the head where the codec needs it. `teachers/capture.py` makes it. Axes: N positions.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save
+from safetensors import safe_open
 from torch import Tensor
 
-from corpora.batch import Batch, View, causal_view, masked_view
-from corpora.errors import Damaged, Diverged, InputRefused, describe_differences
+from corpora.addressed import address
+from corpora.batch import Batch, Objective, View, causal_view, masked_view
+from corpora.errors import Damaged, InputRefused, describe_differences
+from corpora.masking import corruption
 from corpora.prepare import Corpus
-from corpora.storage import (
-    FolderWriter,
-    Manifest,
-    canonical_json,
-    digest,
-    new_folder,
-    read_json,
-    read_manifest,
-    write_json,
-)
-from corpora.windows import Window, plan_windows, window_batches
+from corpora.storage import Manifest, read_manifest
 from students.head import Head
-from students.language_model import LanguageModel
 from teachers.codecs import CODECS
+from teachers.codecs.codec import Codec
 from teachers.config import CacheConfig
+from teachers.layout import HEAD, coverage_file, places, records_file, rounds_of, shard_bounds
 from teachers.signal import MemberSignal
 
 CPU = torch.device("cpu")
+CACHE_FORMAT = 2  # of the files; another one is refused
+MOST_SPANS = 4  # of missing positions that an error lists
 
 
 def cached_view(config: CacheConfig, objective: str) -> View:
-    """The view in which a teacher is read; for a masked one, fold 0 of the round that is cached."""
+    """The view in which a teacher is read; for a masked one, fold 0 of the first round that is cached."""
     if objective == "causal":
         return causal_view()
-    return masked_view(mask_seed=config.mask_seed, fold=0, num_folds=config.num_folds, mean_span=config.mean_span)
+    return masked_view(
+        mask_seed=config.mask_seed,
+        fold=0,
+        num_folds=config.num_folds,
+        mean_span=config.mean_span,
+        keep_share=config.keep_share,
+        random_share=config.random_share,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,228 +58,231 @@ class CacheKey:
     corpus: Corpus
     stream: str
     teacher: str  # digest of the teacher's weights
-    view: View
+    view: View  # of the first round
     config: CacheConfig
+
+    @property
+    def rounds(self) -> tuple[View, ...]:
+        """The view of each round of masks; a causal view has one."""
+        return rounds_of(self.view, self.config.rounds if self.view.objective == "masked" else 1)
+
+    def codec(self, hidden_size: int) -> Codec:
+        """What turns the teacher's features into records."""
+        return CODECS[self.config.codec](self.config, hidden_size=hidden_size, vocab_size=self.corpus.vocab_size)
+
+    def draw_seed(self, round: int) -> int:
+        """Seed of what a codec draws: another one for every teacher and round, whose draws are then independent."""
+        return address(0, "cache draws", self.teacher, round)
 
     def fingerprint(self) -> dict[str, Any]:
         """For the manifest: a cache made from anything else is refused, and the differing field is named."""
+        settings = {field: getattr(self.config, field) for field in CODECS[self.config.codec].settings}
         return {
+            "format": CACHE_FORMAT,
             "stream": self.stream,
             "corpus": self.corpus.identity(self.stream),
             "teacher": self.teacher,
+            "precision": self.config.precision,
             "view": self.view.scheme(),
+            "rounds": len(self.rounds),
             "window": self.config.window,
-            "codec": self.config.codec,
-            "dtype": self.config.dtype,
+            "codec": {"name": self.config.codec, **settings},
             "shard_positions": self.config.shard_positions,
         }
-
-
-def capture(
-    key: CacheKey,
-    load_teacher: Callable[[], LanguageModel],
-    folder: Path,
-    *,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device = CPU,
-    barrier: Callable[[], None] = lambda: None,
-    announce: Callable[[str], None] = lambda line: None,
-) -> None:
-    """Make the cache, or find that it is there; each process makes every `world_size`-th shard.
-
-    Raises InputRefused when the folder holds a cache made from other inputs, Diverged when the teacher is not finite.
-    """
-    found = read_manifest(folder)
-    barrier()  # every process has looked before the first writes
-    if found is not None:
-        found.require("cache", key.fingerprint())
-        return
-    stream = key.corpus.streams[key.stream]
-    shards = range(0, len(stream), key.config.shard_positions)
-    model = load_teacher().eval().to(device)
-    _require_finite_head(model.head(), folder)
-    windows = plan_windows(stream, key.config.window, objective=key.view.objective)
-    for number, start in enumerate(shards):
-        if number % world_size == rank and not _shard_is_there(folder, number, key):
-            announce(f"cache: {folder.parent.name} on {key.stream}, shard {number + 1} of {len(shards)}")
-            _write_shard(folder, number, start, windows, model, key, device)
-    barrier()  # every shard is there before the manifest says so
-    if rank == 0:
-        _commit(folder, len(shards), model.head(), key)
-    barrier()
 
 
 class CachedTeacher:
     """Reads a cache by position; answers batches of any view, since a record is found by the token it predicts."""
 
-    def __init__(self, name: str, folder: Path, expected: dict[str, Any] | None = None) -> None:
-        """Open a finished cache; raises InputRefused when it was made from other inputs than `expected`."""
+    def __init__(
+        self,
+        name: str,
+        folder: Path,
+        expected: dict[str, Any] | None = None,
+        *,
+        config: CacheConfig | None = None,
+    ) -> None:
+        """Open a finished cache; raises InputRefused when it was made from other inputs than `expected`.
+
+        `config` says how it is read, where a codec leaves a choice: how many of the stored draws a student hears.
+        """
         manifest = read_manifest(folder)
         if manifest is None:
             raise Damaged(f"{folder}: not finished; run the same command again")
+        made = manifest.fingerprint
+        expected = made | {"format": CACHE_FORMAT} if expected is None else expected
+        self.manifest: Manifest = manifest.require("cache", expected)
         self.name = name
-        self.manifest: Manifest = manifest.require("cache", manifest.fingerprint if expected is None else expected)
-        self.stream: str = manifest.fingerprint["stream"]
-        self._stride: int = manifest.fingerprint["shard_positions"]
-        self._codec = CODECS[manifest.fingerprint["codec"]](manifest.fingerprint["dtype"])
-        self._shards: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        self._heads: dict[torch.device, Head] = {}
+        self.stream: str = made["stream"]
+        self.rounds = rounds_of(View(**made["view"]), made["rounds"])
+        self.objective: Objective = self.rounds[0].objective
+        self.hidden_size: int = manifest.facts["hidden_size"]
+        self.vocab_size: int = manifest.facts["vocab_size"]
+        self.codec = CODECS[made["codec"]["name"]](
+            config or _config_of(made["codec"]), hidden_size=self.hidden_size, vocab_size=self.vocab_size
+        )
+        self._stride: int = made["shard_positions"]
+        self._bounds = shard_bounds(manifest.facts["positions"], self._stride)
+        self._raw = np.dtype((np.void, self.codec.record.itemsize))  # without fields, records are copied as bytes
+        self._heads: dict[tuple[torch.device, torch.dtype], Head] = {}
+        # each shard's are made at first touch and kept
+        self._records = cache(self._map_records)
+        self._coverage = cache(self._read_coverage)
+        self._places = cache(self._find_places)
+        self._clean = cache(self._find_clean)
 
-    @cached_property
-    def head(self) -> Head:
-        """The head that turns this cache's features into logits, fp32."""
-        tensors = load_file(self.manifest.verified("head.safetensors"))
-        facts = self.manifest.facts["head"]
-        return Head(tensors["weight"].float(), tensors.get("bias"), facts["softcap"], facts["scale"])
+    # what teachers are asked
 
-    def features(self, positions_N: Tensor) -> Tensor:
-        """Records of the given target positions, [N, D] in the stored type; raises InputRefused for missing ones."""
-        positions = positions_N.numpy()
-        missing = ~self._covered(positions)
-        if missing.any():
-            raise InputRefused(
-                f"{self.manifest.folder}: {int(missing.sum())} of {len(positions)} positions have no record, the first "
-                f"is {positions[missing][0]}; cache the whole stream again"
-            )
-        out = np.empty((len(positions), self.manifest.facts["hidden_size"]), self._codec.stored)
-        shards = positions // self._stride
-        for shard in np.unique(shards):
-            rows = np.flatnonzero(shards == shard)
-            out[rows] = self._shard(int(shard))[0][positions[rows] - shard * self._stride]
-        return self._codec.decode(out)
+    def answer(
+        self, batch: Batch, device: torch.device = CPU, *, draw: int = 0, dtype: torch.dtype = torch.float32
+    ) -> MemberSignal:
+        """What the teacher said about the batch's targets; raises InputRefused for another stream or other masks.
 
-    def answer(self, batch: Batch, device: torch.device = CPU) -> MemberSignal:
-        """What the teacher said about the batch's targets; raises InputRefused for another stream or other masks."""
-        self._require_view(batch)
-        features_ND = self.features(batch.target_positions_N)
-        return MemberSignal(features_ND.to(device, non_blocking=True), self._head_on(device))
+        `draw` numbers the visit: rows of another view hear the rounds of masks in turn, and of stored draws other ones.
+        The head is held in `dtype`.
+        """
+        return self._signal(batch.target_positions_N, self._round(batch, draw), device, draw, dtype)
+
+    def heard(self, batch: Batch, *, draw: int = 0) -> Tensor | None:
+        """Which of the batch's targets it has something to say about, bool [N]; None: all of them.
+
+        Where the teacher's mask noise kept or replaced a token, it saw the answer or junk. Rows of its own view saw the
+        same; what it said is not for rows of another view.
+        """
+        view = self.rounds[draw % len(self.rounds)]
+        if batch.view.objective == self.objective or not (view.keep_share or view.random_share):
+            return None
+        positions_N = batch.target_positions_N.numpy()
+        clean = self._gathered(positions_N, lambda number: self._clean(draw % len(self.rounds), number))
+        return torch.from_numpy(clean)
+
+    def signal(self, positions_N: Tensor) -> MemberSignal:
+        """What the teacher said about some positions in the first round, on the CPU, its head in fp32."""
+        return self._signal(positions_N, 0, CPU, 0, torch.float32)
 
     def covered_positions(self) -> Tensor:
         """Every position with a record, in order; int64 [N]."""
-        count = len(self.manifest.facts["shards"])
-        return torch.from_numpy(
-            np.concatenate([np.flatnonzero(self._shard(n)[1]) + n * self._stride for n in range(count)])
-        )
+        covered = [np.flatnonzero(self._coverage(number)) + start for number, (start, _) in enumerate(self._bounds)]
+        return torch.from_numpy(np.concatenate(covered or [np.empty(0, np.int64)]))
 
-    def _require_view(self, batch: Batch) -> None:
+    @cached_property
+    def head(self) -> Head:
+        """The head that turns this cache's features into logits, fp32; codecs that need none store none."""
+        with safe_open(self.manifest.verified(HEAD), "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            described = json.loads(file.metadata()["head"])
+        return Head(tensors["weight"].float(), tensors.get("bias"), described["softcap"], described["scale"])
+
+    # how it is found
+
+    def records(self, positions_N: Tensor | np.ndarray, round: int = 0) -> np.ndarray:
+        """The stored records of some positions in a round of masks, structured [N].
+
+        Raises InputRefused for positions without one.
+        """
+        positions_N = np.asarray(positions_N)
+        pieces = self._pieces(positions_N)
+        if len(pieces) > 1 + len(positions_N) // 16 and (np.diff(positions_N) < 0).any():
+            # scattered ones are looked up in order, a shard at a time
+            order_N = np.argsort(positions_N, kind="stable")
+            records_N = np.empty(len(positions_N), self.codec.record)
+            records_N[order_N] = self.records(positions_N[order_N], round)
+            return records_N
+        self._require_covered(positions_N)
+        raw_N = np.empty(len(positions_N), self._raw)
+        for number, rows in pieces:
+            inside_n = positions_N[rows] - number * self._stride
+            places_n = inside_n if self.objective == "causal" else self._places(round, number)[inside_n]
+            # all of them are there: "clip" only spares numpy a buffer of its own
+            np.take(self._records(round, number), places_n, out=raw_N[rows], mode="clip")
+        return raw_N.view(self.codec.record)
+
+    def _signal(
+        self, positions_N: Tensor, round: int, device: torch.device, draw: int, dtype: torch.dtype
+    ) -> MemberSignal:
+        records_N = self.records(positions_N, round)
+        head = self._head_on(device, dtype) if self.codec.needs_head else None
+        return self.codec.decode(records_N, head, positions_N.numpy(), device=device, draw=draw)
+
+    def _round(self, batch: Batch, draw: int) -> int:
+        """The round of masks in which a batch's targets are looked up."""
         if batch.stream != self.stream:
             raise InputRefused(f"{self.manifest.folder}: holds the stream '{self.stream}', not '{batch.stream}'")
-        cached, asked = self.manifest.fingerprint["view"], batch.view.scheme()
-        # another objective meets by position; the same one must have seen the same masks
-        if cached["objective"] == asked["objective"] and cached != asked:
-            raise InputRefused(
-                f"{self.manifest.folder}: made in another view: {describe_differences(cached, asked)}; "
-                "train with the cache's masks, or cache again in another run_dir"
-            )
+        asked = replace(batch.view, fold=0)
+        if asked.objective != self.objective:
+            return draw % len(self.rounds)  # another objective meets by position
+        if asked in self.rounds:
+            return self.rounds.index(asked)
+        # the same one must have seen the same masks
+        seeds = [view.mask_seed for view in self.rounds]
+        known = asked.mask_seed in seeds
+        cached = self.rounds[seeds.index(asked.mask_seed) if known else 0].scheme()
+        if not known and len(seeds) > 1:
+            cached["mask_seed"] = seeds
+        raise InputRefused(
+            f"{self.manifest.folder}: made in another view: {describe_differences(cached, asked.scheme())}; "
+            "train with the cache's masks, or cache again in another run_dir"
+        )
 
-    def _head_on(self, device: torch.device) -> Head:
-        """The head on a device, where it is kept: it travels once."""
-        if device not in self._heads:
+    def _head_on(self, device: torch.device, dtype: torch.dtype) -> Head:
+        """The head on a device and in a type, in which it is kept: it travels once."""
+        if (device, dtype) not in self._heads:
             weight_VD, bias_V, softcap, scale = self.head
             bias_V = None if bias_V is None else bias_V.to(device)
-            self._heads[device] = Head(weight_VD.to(device), bias_V, softcap, scale)
-        return self._heads[device]
+            self._heads[device, dtype] = Head(weight_VD.to(device, dtype), bias_V, softcap, scale)
+        return self._heads[device, dtype]
 
-    def _covered(self, positions: np.ndarray) -> np.ndarray:
-        """Whether each position has a record; those outside the stream have none."""
-        covered = (positions >= 0) & (positions < sum(self.manifest.facts["shards"]))
-        shards = positions // self._stride
-        for shard in np.unique(shards[covered]):
-            rows = np.flatnonzero(covered & (shards == shard))
-            covered[rows] = self._shard(int(shard))[1][positions[rows] - shard * self._stride]
+    def _pieces(self, positions_N: np.ndarray) -> list[tuple[int, slice]]:
+        """Neighbours that lie in one shard, as (its number, where they are)."""
+        shards_N = positions_N // self._stride
+        edges = [0, *(np.flatnonzero(np.diff(shards_N)) + 1).tolist(), len(positions_N)]
+        return [(int(shards_N[first]), slice(first, last)) for first, last in pairwise(edges) if first < last]
+
+    def _gathered(self, positions_N: np.ndarray, of_shard: Callable[[int], np.ndarray]) -> np.ndarray:
+        """The flag of each position, from the flags of each shard's positions; bool [N]."""
+        flags_N = np.empty(len(positions_N), bool)
+        for number, rows in self._pieces(positions_N):
+            flags_N[rows] = of_shard(number)[positions_N[rows] - number * self._stride]
+        return flags_N
+
+    def _require_covered(self, positions_N: np.ndarray) -> None:
+        covered_N = self._gathered(positions_N, self._coverage)
+        if not covered_N.all():
+            missing = np.unique(positions_N[~covered_N])
+            spans = np.split(missing, np.flatnonzero(np.diff(missing) != 1) + 1)
+            listed = ", ".join(f"{span[0]}" if len(span) == 1 else f"{span[0]} to {span[-1]}" for span in spans)
+            few = f" (in all {listed})" if len(spans) <= MOST_SPANS else ""
+            raise InputRefused(
+                f"{self.manifest.folder}: {int((~covered_N).sum())} of {len(positions_N)} positions have no record, "
+                f"the first is {missing[0]}{few}; cache the whole stream again"
+            )
+
+    # the parts of a shard
+
+    def _map_records(self, round: int, number: int) -> np.ndarray:
+        return np.asarray(self.manifest.array(records_file(round, number))).view(self._raw)
+
+    def _read_coverage(self, number: int) -> np.ndarray:
+        """For each place of the stride; nothing is covered outside the stream."""
+        covered = np.zeros(self._stride, bool)
+        if 0 <= number < len(self._bounds):
+            start, stop = self._bounds[number]
+            covered[: stop - start] = np.unpackbits(self.manifest.array(coverage_file(number)))[: stop - start]
         return covered
 
-    def _shard(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        if number not in self._shards:
-            size = self.manifest.facts["shards"][number]
-            bits = np.unpackbits(self.manifest.array(f"coverage-{number:05d}.npy"))[:size].astype(bool)
-            self._shards[number] = self.manifest.array(f"features-{number:05d}.npy"), bits
-        return self._shards[number]
+    def _find_places(self, round: int, number: int) -> np.ndarray:
+        found = places(*self._bounds[number], self.rounds[round])
+        return found.astype(np.min_scalar_type(self._stride - 1))  # there are as many as records
+
+    def _find_clean(self, round: int, number: int) -> np.ndarray:
+        """Where the hidden token was replaced by the mask token, as a teacher should have seen it."""
+        return corruption(*self._bounds[number], self.rounds[round]) == 0
 
 
-def _write_shard(
-    folder: Path,
-    number: int,
-    start: int,
-    windows: list[Window],
-    model: LanguageModel,
-    key: CacheKey,
-    device: torch.device,
-) -> None:
-    """Read every window that gives a record of the shard, in every fold, and commit what was said."""
-    # a note that other inputs left must not vouch for the files that are now replaced
-    _note(folder, number).unlink(missing_ok=True)
-    stream = key.corpus.streams[key.stream]
-    stop = min(start + key.config.shard_positions, len(stream))
-    codec = CODECS[key.config.codec](key.config.dtype)
-    features = np.zeros((stop - start, model.config.hidden_size), codec.stored)
-    covered = np.zeros(stop - start, bool)
-    chosen = [window for window in windows if window.keep_start < stop and window.keep_stop > start]
-    for fold in range(key.view.num_folds):
-        view = replace(key.view, fold=fold)
-        for batch in window_batches(
-            stream,
-            chosen,
-            view,
-            rows=key.config.rows,
-            token_ids=key.corpus.token_ids,
-            vocab_size=key.corpus.vocab_size,
-        ):
-            with torch.inference_mode():
-                features_ND = model.target_features(batch.to(device)).float().cpu()
-            positions = batch.target_positions_N
-            _require_finite(features_ND, positions, folder)
-            here = (positions >= start) & (positions < stop)
-            inside = (positions[here] - start).numpy()
-            features[inside] = codec.encode(features_ND[here])
-            covered[inside] = True
-    writer = FolderWriter(folder)
-    writer.write_array(f"features-{number:05d}.npy", features)
-    writer.write_array(f"coverage-{number:05d}.npy", np.packbits(covered))
-    write_json(_note(folder, number), {"key": _key_digest(key), "files": writer.files})
-
-
-def _require_finite(features_ND: Tensor, positions_N: Tensor, folder: Path) -> None:
-    bad = ~features_ND.isfinite().all(-1)
-    if bad.any():
-        raise Diverged(
-            f"{folder}: {int(bad.sum())} of {len(bad)} feature vectors of the teacher are not finite, the first "
-            f"predicts position {int(positions_N[bad][0])}; train the teacher again with a lower lr"
-        )
-
-
-def _require_finite_head(head: Head, folder: Path) -> None:
-    bad = sum(int((~tensor.isfinite()).sum()) for tensor in (head.weight_VD, head.bias_V) if tensor is not None)
-    if bad:
-        raise Diverged(
-            f"{folder}: {bad} numbers of the teacher's head are not finite; train the teacher again with a lower lr"
-        )
-
-
-def _commit(folder: Path, count: int, head: Head, key: CacheKey) -> None:
-    stream = key.corpus.streams[key.stream]
-    stride = key.config.shard_positions
-    with new_folder(folder, kind="cache", fingerprint=key.fingerprint()) as writer:
-        tensors = {"weight": head.weight_VD, **({} if head.bias_V is None else {"bias": head.bias_V})}
-        stored = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        writer.write("head.safetensors", save(stored))
-        writer.facts["head"] = {"softcap": head.softcap, "scale": head.scale}
-        writer.facts["hidden_size"] = head.weight_VD.shape[1]
-        writer.facts["shards"] = [min(stride, len(stream) - start) for start in range(0, len(stream), stride)]
-        for number in range(count):
-            for name, listed in read_json(_note(folder, number))["files"].items():
-                writer.adopt(name, listed)
-
-
-def _shard_is_there(folder: Path, number: int, key: CacheKey) -> bool:
-    note = _note(folder, number)
-    return note.exists() and read_json(note)["key"] == _key_digest(key)
-
-
-def _note(folder: Path, number: int) -> Path:
-    return folder / f"shard-{number:05d}.json"
-
-
-def _key_digest(key: CacheKey) -> str:
-    return digest(canonical_json(key.fingerprint()).encode())
+def _config_of(codec: dict[str, Any]) -> CacheConfig:
+    """The settings that a fingerprint names; of stored draws a student hears the usual number, or all."""
+    settings: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in codec.items()
+    }
+    config = CacheConfig(codec=settings.pop("name"), **settings)
+    return replace(config, tail_draws=min(config.tail_draws, config.tail_pool))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from corpora.batch import Batch, Objective
 from corpora.errors import InputRefused
 from students.language_model import LanguageModel
-from teachers.signal import MemberSignal
+from teachers.signal import FeatureSignal
 
 
 class LiveTeacher:
@@ -21,13 +22,26 @@ class LiveTeacher:
         self.model = model.eval().requires_grad_(False)
         self.objective = objective
 
-    def answer(self, batch: Batch, device: torch.device) -> MemberSignal:
-        """Features of the batch's target rows, and the head."""
+    @property
+    def hidden_size(self) -> int:
+        """Width of the model's features."""
+        return self.model.config.hidden_size
+
+    def answer(
+        self, batch: Batch, device: torch.device, *, draw: int = 0, dtype: torch.dtype = torch.float32
+    ) -> FeatureSignal:
+        """Features of the batch's target rows, and the head; computed in `dtype`."""
         if batch.view.objective != self.objective:
             raise InputRefused(
                 f"teacher {self.name}: reads {self.objective} rows and was asked about {batch.view.objective} ones; "
                 "cache it, so that the views meet by position"
             )
         model = self.model.to(device)
-        with torch.no_grad():
-            return MemberSignal(model.target_features(batch.to(device)), model.head())
+        with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            features_ND = model.target_features(batch.to(device))
+        head = model.head()
+        return FeatureSignal(features_ND.to(dtype), head._replace(weight_VD=head.weight_VD.to(dtype)))
+
+    def heard(self, batch: Batch, *, draw: int = 0) -> Tensor | None:
+        """It has something to say about every target of its own view."""
+        return None

@@ -14,6 +14,7 @@ from corpora.errors import RecipeError
 from distill.checks import CHECKS
 from distill.config import Recipe
 from distill.recipe import load_recipe, read_recipe_tree, recipe_schema, resolved_yaml, validated
+from distill.term_checks import CHECKS_OF_TERMS
 from distill.yaml_tree import MAX_BYTES, MAX_DEPTH, override, packaged_folder, read_file
 
 SHIPPED = sorted(path.relative_to(packaged_folder()).as_posix() for path in packaged_folder().rglob("*.yaml"))
@@ -87,8 +88,9 @@ def test_all_problems_are_said_at_once_with_file_and_line(tmp_path: Path) -> Non
             "recipe.yaml:7: students.baby_llama.train.larning_rate: unknown key; did you mean 'lr'?",
             "recipe.yaml:8: students.baby_llama.train.lr: expected a number, found 'fast'",
             "recipe.yaml:9: students.baby_llama.train.betas.1: missing; give it",
-            "recipe.yaml:11: students.baby_llama.terms.0.loss: expected 'cross_entropy' or 'forward_kl', "
-            "found 'cross_entropi'; did you mean 'cross_entropy'?",
+            "recipe.yaml:11: students.baby_llama.terms.0.loss: expected 'cross_entropy', 'forward_kl', 'reverse_kl', "
+            "'jensen_shannon', 'total_variation', 'skew_forward_kl', 'skew_reverse_kl', 'logit_mse', 'feature_mse' or "
+            "'feature_cosine', found 'cross_entropi'; did you mean 'cross_entropy'?",
             "recipe.yaml:13: students.baby_llama.terms.1.members: expected a mapping, found a list",
             "recipe.yaml:14: cache: expected a mapping, found null",
             "recipe.yaml:15: tracking.wandb: expected true or false, found 1",
@@ -111,7 +113,7 @@ def test_all_problems_are_said_at_once_with_file_and_line(tmp_path: Path) -> Non
             "teachers.elc.train.views={cuasal: 1}",
             "teachers.elc.train.views.cuasal: unknown key; did you mean 'causal'?",
         ),
-        ("cache.dtype=int8", "cache.dtype: expected 'bf16' or 'fp32', found 'int8'"),
+        ("cache.dtype=int4", "cache.dtype: expected 'bf16', 'int8' or 'fp32', found 'int4'"),
         ("students.x.terms=[]", "students.x.model: missing; give it"),
         ("run_dir=null", "run_dir: expected text, found null"),
     ],
@@ -136,7 +138,15 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
         (["students.elc_bert.terms.0.weight=-1"], "terms.0.weight: expected at least 0, found -1"),
         (["students.elc_bert.terms.0.view=causal"], "but the student trains on masked"),
         (["students.elc_bert.terms.1.weights=fitted"], "fitted weights of a mixture of 1"),
-        (["students.elc_bert.terms.2.weights=fitted"], "fitted weights of a product of 2"),
+        (
+            ["students.elc_bert.terms.2.weights=fitted", "students.elc_bert.terms.2.pool=power"],
+            "fitted weights of a power of 2, expected a mixture or product of 2 or more",
+        ),
+        (
+            ["students.elc_bert.terms.2.weights=fitted", "students.elc_bert.terms.2.members.gptj=0"],
+            "fitted weights of a product of 1",
+        ),
+        (["students.elc_bert.terms.2.across_views=true"], "the members do not read different views"),
         (["students.elc_bert.train.dynamic_masks=true"], "find their targets at the cache's masks"),
         (["students.elc_bert.train.views={causal: 1}"], "view or views: both are given"),
         (["students.elc_bert.train.view=null"], "view or views: neither is given"),
@@ -169,8 +179,16 @@ def test_what_types_cannot_say(overrides: list[str], line: str) -> None:
 
 def test_every_check_accepts_the_quickstart_and_says_what_it_checks() -> None:
     recipe = load_recipe("quickstart")
-    for check in CHECKS:
+    for check in CHECKS + CHECKS_OF_TERMS:
         assert not list(check(recipe)) and check.__doc__
+
+
+def test_products_are_fitted_and_views_are_pooled_at_a_word() -> None:
+    term = "students.elc_bert.terms.2"
+    fitted = load_recipe("quickstart", [f"{term}.weights=fitted"])
+    assert fitted.students["elc_bert"].terms[2].pool == "product"
+    across = load_recipe("quickstart", [f"{term}.members.elc=1", f"{term}.across_views=true"])
+    assert len(across.students["elc_bert"].terms[2].members) == 3
 
 
 def test_a_hybrid_student_is_accepted() -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from benchmarks.minimal_pairs import PairResults, TaskResult, tasks_from_rows
 from benchmarks.report import print_table, to_json, to_markdown, write_report
-from benchmarks.report_data import Ensemble, Member, Report, Row, phenomena_table, scoring_protocol
+from benchmarks.report_data import Ensemble, Member, Pair, Report, Row, phenomena_table, scoring_protocol
 from benchmarks.stats import GainKept, Interval
 from corpora.errors import Diverged
 
@@ -65,8 +65,52 @@ def test_markdown_keeps_causal_and_masked_apart() -> None:
     assert "bits/byte" not in masked and "| elc_bert | student | 400k | 2.500 | - |" in masked
     assert "gain kept of elc_bert (masked) is undefined: the pool is not known to be better" in masked
     assert "cannot be compared" in text and "chance is 50 %" in text
-    assert "| gptj | 0.300 | - | - |" in text and "| pool |  | - | 3.100 |" in text
+    assert "| gptj | 0.300 |  | - | - | - | - | - |" in text and "| pool |  |  | - | 3.100 |  |  | - |" in text
+    assert "| all | - | - |" in text and "- ECE, pairs and entropies: over - test targets" in text
     assert "- words.train: 360000" in text and "2 CPU cores \\| test" in text
+
+
+def test_an_ensemble_shows_its_fit_and_its_diagnostics() -> None:
+    costs = {"tune_cross_entropy": 3.0, "test_cross_entropy": 3.2, "tune_without": 3.1, "test_without": 3.3}
+    members = (
+        Member(name="llama", weight=0.7, weight_interval=Interval(0.6, 0.8), calibration_error=0.021, **costs),
+        Member(name="elc", weight=0.3, weight_interval=Interval(0.2, 0.4), calibration_error=0.05, **costs),
+    )
+    ensemble = Ensemble(
+        name="llama+elc (product, fitted)",
+        view=None,
+        pool="product",
+        weights="fitted",
+        members=members,
+        fitted_targets=27_123,
+        inverse_temperature=1.25,
+        inverse_temperature_interval=Interval(1.2, 1.3),
+        tune_cross_entropy=2.9,
+        test_cross_entropy=3.05,
+        tune_oracle=2.5,
+        test_oracle=2.6,
+        compared_targets=4096,
+        calibration_error=0.01,
+        mixture_entropy=2.5,
+        member_entropy=2.25,
+        mutual_information=np.float64(0.25),
+        pairs=(Pair(first="llama", second="elc", jensen_shannon=0.1234, agreement=0.675),),
+    )
+    report = replace(_report(), ensembles=(ensemble,))
+    text = to_markdown(report)
+    assert "### llama+elc (product, fitted): product, weights fitted, across views" in text
+    assert "| member | weight | 95% | tune CE | test CE | tune CE without | test CE without | ECE % |" in text
+    assert "| llama | 0.700 | [0.600, 0.800] | 3.000 | 3.200 | 3.100 | 3.300 | 2.1 |" in text
+    assert "| pool |  |  | 2.900 | 3.050 |  |  | 1.0 |" in text and "| oracle |  |  | 2.500 | 2.600 |  |  |  |" in text
+    assert "| llama, elc | 0.1234 | 67.5 |" in text
+    assert "fitted on 27,123 tune targets" in text
+    assert "1 / temperature, fitted with the weights: 1.250 [1.200, 1.300]" in text
+    assert "2.500 - 2.250 = 0.2500 nats of mutual information" in text and "over 4,096 test targets" in text
+    value = json.loads(to_json(report), parse_constant=pytest.fail)["ensembles"][0]
+    assert value["view"] is None and value["members"][0]["weight_interval"] == [0.6, 0.8]
+    assert value["pairs"][0]["agreement"] == 0.675 and value["mutual_information"] == 0.25
+    with pytest.raises(Diverged, match="report.ensembles.0.pairs.0.jensen_shannon"):
+        replace(report, ensembles=(replace(ensemble, pairs=(replace(ensemble.pairs[0], jensen_shannon=math.nan),)),))
 
 
 def test_json_has_null_for_what_is_undefined() -> None:

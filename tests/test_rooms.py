@@ -47,7 +47,7 @@ def test_the_rooms_are_those_of_the_distribution() -> None:
     import tomllib
 
     listed = tomllib.loads((HOUSE / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    assert sorted(listed) == sorted(MAY_IMPORT)
+    assert sorted(name for name in listed if "." not in name) == sorted(MAY_IMPORT)
     # a folder of modules that the list does not name would be missing from a wheel
     folders = {name_of(path.parent).replace("/", ".") for path in MODULES}
     assert folders <= set(listed)

@@ -164,6 +164,29 @@ def test_a_full_disk_is_told_in_one_line_and_work_goes_on_once_there_is_room(sma
     storage.write_file(small_disk / "big.bin", bytes(50_000))
 
 
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(7),
+        np.array([[True, False], [False, True]]),
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(12, dtype="<u2")[::3],
+        np.zeros((0, 4), np.float32),
+        np.array(3.5),
+        np.array([(1, [2, 3])], [("scale", "<f4"), ("features", "<i1", (2,))]),
+        np.arange(3 * storage._PIECE // 8 + 5),
+    ],
+    ids=lambda array: f"{array.dtype}{list(array.shape)}",
+)
+def test_arrays_are_the_files_that_numpy_writes(tmp_path: Path, array: np.ndarray) -> None:
+    writer = storage.FolderWriter(tmp_path)
+    writer.write_array("array.npy", array)
+    np.save(tmp_path / "numpy.npy", np.ascontiguousarray(array))
+    assert (tmp_path / "array.npy").read_bytes() == (tmp_path / "numpy.npy").read_bytes()
+    size, digest = (tmp_path / "numpy.npy").stat().st_size, storage.file_digest(tmp_path / "numpy.npy")
+    assert writer.files == {"array.npy": {"size": size, "digest": digest}}
+
+
 # ---- a folder -----------------------------------------------------------------------------------------------------
 
 

@@ -345,8 +345,8 @@ def test_folders_that_are_no_model_are_refused_in_one_line(tmp_path: Path) -> No
     model.network.save_pretrained(plain)
     described = json.loads((plain / "config.json").read_text())
     for changes, clause in (
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not supported, only llama, gptj, elc_bert"),
-        ({"attention_bias": True}, "llama with attention_bias True is not supported"),
+        ({"model_type": "gpt2"}, "architectures is LlamaForCausalLM, expected GPT2LMHeadModel"),
+        ({"attention_bias": True}, "no weights for model.layers.0.self_attn.k_proj.bias"),
         ({"num_hidden_layers": 1}, "model.layers.1"),
         ({"vocab_size": 90}, "lm_head.weight has shape (96, 32)"),
     ):

@@ -543,7 +543,7 @@ def test_no_file_is_read_while_the_loss_is_computed(
 
     def guarded(self: Objective, parts: Any) -> Any:
         with monkeypatch.context() as context:
-            for owner, method in ((CachedTeacher, "features"), (Stream, "_read"), (Manifest, "verified")):
+            for owner, method in ((CachedTeacher, "records"), (Stream, "_read"), (Manifest, "verified")):
                 context.setattr(owner, method, refuse)
             return forward(self, parts)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from distill.train import Run
 from students.buildable import Buildable
 from students.config import ModelConfig
 from students.registry import build_model
-from teachers.cache import CachedTeacher, CacheKey, cached_view, capture
+from teachers.cache import CachedTeacher, CacheKey, cached_view
+from teachers.capture import capture
 from teachers.config import CacheConfig
 from teachers.ensemble import Ensemble
 
@@ -69,14 +71,24 @@ def model(architecture: str, corpus: Corpus, *, seed: int = 0, **changes: Any) -
 def cache_key(corpus: Corpus, *, teacher: str = "weights", stream: str = "train", **changes: Any) -> CacheKey:
     """The key of a cache; `objective` and fields of CacheConfig may be changed."""
     objective = changes.pop("objective", "causal")
-    config = CacheConfig(**(as_plain(CACHE) | changes))
+    config = replace(CACHE, **changes)
     return CacheKey(corpus, stream, teacher, cached_view(config, objective), config)
 
 
 def cached(built: Buildable, key: CacheKey, folder: Path, name: str = "teacher") -> CachedTeacher:
     """A model's cache, made and opened."""
     capture(key, lambda: built, folder)
-    return CachedTeacher(name, folder, key.fingerprint())
+    return CachedTeacher(name, folder, key.fingerprint(), config=key.config)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def times(folder: Path) -> dict[str, int]:
+    """When each array of a folder was written."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.glob("*.npy"))}
 
 
 def distillation(*members: CachedTeacher, pool: str = "mixture", **changes: Any) -> Term:

@@ -1,0 +1,116 @@
+"""A training run: what it depends on, and the folders of weights that it leaves.
+
+    RUN/                          the last weights, tokenizer and metrics log
+    RUN/snapshots/step-00000300   the weights after a step, kept for good
+    RUN/snapshots/average         the moving average of the weights
+
+Each of them is a run folder of its own: a teacher, a candidate, a model of transformers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from corpora.errors import InputRefused
+from corpora.prepare import Corpus
+from corpora.storage import file_digest, new_folder, read_manifest
+from distill.config import TrackingConfig, TrainConfig
+from distill.step_data import Term, view_shares
+from distill.tracking import METRICS
+from students.buildable import Buildable
+from students.config import ModelConfig
+from students.run_folder import save_model
+from teachers.config import CacheConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that one training run depends on."""
+
+    name: str
+    folder: Path
+    model: ModelConfig
+    train: TrainConfig
+    terms: tuple[Term, ...]
+    corpus: Corpus
+    cache: CacheConfig  # says which masks masked rows have
+    seed: int
+    fingerprint: dict[str, Any]  # of all that affects the weights
+    tracking: TrackingConfig
+
+
+def snapshot_folder(run_folder: Path, step: int) -> Path:
+    """Where a run keeps the weights after a step."""
+    return run_folder / "snapshots" / f"step-{step:08d}"
+
+
+def average_folder(run_folder: Path) -> Path:
+    """Where a run keeps the moving average of its weights."""
+    return run_folder / "snapshots" / "average"
+
+
+def snapshot_fingerprint(run: Run, step: int) -> dict[str, Any]:
+    """What the weights after a step depend on."""
+    return run.fingerprint | {"after_step": step}
+
+
+def average_fingerprint(run: Run) -> dict[str, Any]:
+    """What the moving average depends on."""
+    return run.fingerprint | {"average": run.train.average}
+
+
+def save_run(
+    run: Run,
+    folder: Path,
+    model: Buildable,
+    *,
+    fingerprint: dict[str, Any],
+    steps: int,
+    words: int,
+    precision: str,
+    with_log: bool = False,
+) -> None:
+    """Commit weights of a run: model, config, tokenizer and the facts of `steps`; the manifest comes last.
+
+    `with_log` lists the metrics log, which already lies in the folder. Raises NoRoom when they do not fit.
+    """
+    with new_folder(folder, kind="run", fingerprint=fingerprint) as writer:
+        save_model(writer, model)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            writer.write(name, (run.corpus.tokenizer_folder / name).read_bytes())
+        if with_log:
+            metrics = folder / METRICS
+            writer.adopt(METRICS, {"size": metrics.stat().st_size, "digest": file_digest(metrics)})
+        writer.facts |= {
+            "name": run.name,
+            "views": list(view_shares(run.train)),
+            "steps": steps,
+            "words": words,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "tokenizer": run.corpus.tokenizer.digest,
+            "precision": precision,
+        }
+
+
+def require_kept(run: Run, *, done: int | None = None) -> None:
+    """Raise InputRefused when a run is past weights that the recipe asks for and did not keep them.
+
+    `done`: steps that it has done; None: it is finished.
+    """
+    asked = {
+        snapshot_folder(run.folder, step): snapshot_fingerprint(run, step)
+        for step in run.train.snapshots
+        if done is None or step <= done
+    }
+    if done is None and run.train.average is not None:
+        asked[average_folder(run.folder)] = average_fingerprint(run)
+    for folder, fingerprint in asked.items():
+        manifest = read_manifest(folder)
+        if manifest is None:
+            raise InputRefused(
+                f"{folder}: missing: the run is past these weights and was not asked to keep them; delete {run.folder} "
+                "and run the same command again, or ask for others"
+            )
+        manifest.require("run", fingerprint)
