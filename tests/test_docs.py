@@ -1,0 +1,70 @@
+"""What the documents say is what the code does: their examples run, and their tables are those of the code."""
+
+from __future__ import annotations
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from distill.config import TermConfig
+from distill.losses import DIVERGENCES, FEATURE_LOSSES
+from teachers.codecs import CODECS
+from teachers.config import CacheConfig
+from teachers.pools import POOLS
+
+DOCS = Path(__file__).parent.parent / "docs"
+KINDS = ("dense", "truncated", "sampled")
+
+
+def rows(document: str) -> dict[str, list[str]]:
+    """Cells of every table's rows, by their first cell without its backquotes."""
+    lines = (DOCS / document).read_text().splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| `")]
+    return {first.replace("`", ""): rest for first, *rest in cells}
+
+
+@pytest.mark.parametrize("document", ["scale.md", "losses.md"])
+def test_the_examples_give_what_is_printed_below_them(document: str) -> None:
+    failed, attempted = doctest.testfile(str(DOCS / document), module_relative=False)
+    assert attempted and not failed
+
+
+def test_a_loss_is_said_to_be_served_by_the_kinds_that_it_accepts() -> None:
+    said = rows("losses.md")
+    for name, loss in DIVERGENCES.items():
+        assert said[name][:3] == ["yes" if kind in loss.accepts else "no" for kind in KINDS], name
+    assert said[", ".join(FEATURE_LOSSES)] == ["`features` only", "no", "no"]
+
+
+def test_every_loss_and_field_of_a_term_is_described() -> None:
+    text = (DOCS / "losses.md").read_text()
+    elsewhere = {"loss", "weight", "view", "temperature", "members", "pool", "exponent", "weights", "across_views"}
+    named = {"cross_entropy", *DIVERGENCES, *FEATURE_LOSSES, *TermConfig.__dataclass_fields__} - elsewhere
+    assert not [name for name in sorted(named) if not re.search(rf"`{name}\b", text)]
+
+
+def test_codecs_have_the_bytes_and_serve_the_pools_that_are_said() -> None:
+    said = rows("caches.md")
+    assert {name.split()[0] for name in said} == set(CODECS)
+    for name, (_, size, losses, temperatures, pools) in said.items():
+        codec, _, dtype = name.partition(" ")
+        made = CODECS[codec](
+            CacheConfig(codec=codec, dtype=dtype or "bf16"),  # type: ignore[arg-type]
+            hidden_size=1024,
+            vocab_size=16_000,
+        )
+        assert size == f"{made.record.itemsize:,}", name
+        assert temperatures == ("any" if made.any_temperature else "stored"), name
+        served = [loss for loss, found in DIVERGENCES.items() if made.kind in found.accepts]
+        assert ("all" in losses) == (len(served) > 1), name
+        assert ("logit_mse" in losses) == ("logit_mse" not in served and len(served) > 1), name
+        sampled = [pool for pool, rule in POOLS.items() if rule.sampled]
+        assert pools.replace("`", "") == {"dense": "all", "truncated": "none", "sampled": ", ".join(sampled)}[made.kind]
+
+
+@pytest.mark.parametrize("document", sorted(path.name for path in DOCS.glob("*.md")))
+def test_a_link_leads_somewhere(document: str) -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / document).read_text()):
+        assert (DOCS / link).exists(), link
