@@ -1,0 +1,118 @@
+"""Times alternatives against each other: in turn, in one process, with as many threads as were asked for.
+
+What the machine does beside us (a neighbour's load, a clock that steps down) then meets all sides alike, and a median
+forgets the repetitions that it met alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+WARM_UP = 2  # untimed runs of each side: kernels are chosen, files come into memory, the allocator fills
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """How a suite is asked to measure."""
+
+    threads: int = 2  # of torch's operators
+    repetitions: int = 15  # timed runs of each side
+    precision: str = "auto"  # arithmetic of matrix products: fp32, bf16, or auto, which the suite resolves
+    run_dir: Path = Path("runs/quickstart")  # a finished run, for what needs trained models
+    folder: Path | None = None  # where files lie while they are measured; None: the system's temporary folder
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What the repetitions of one side took."""
+
+    seconds: tuple[float, ...]
+    peak_bytes: int | None = None  # CUDA: largest memory above what was held before; None: not measured
+
+    @property
+    def median(self) -> float:
+        """Seconds."""
+        return statistics.median(self.seconds)
+
+
+def pin_threads(threads: int) -> None:
+    """Let torch's operators use so many threads, whatever the environment says."""
+    torch.set_num_threads(threads)
+
+
+def interleaved(
+    sides: Mapping[str, Callable[[], object]],
+    *,
+    repetitions: int,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+) -> dict[str, Timing]:
+    """Run every side once, then every side again, and so on; the timings of each, without those of the warm-up.
+
+    Python's garbage collector rests while a side runs. On CUDA a side ends when the device has done its work.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    peaks: dict[str, list[int]] = {name: [] for name in sides}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for repetition in range(warm_up + repetitions):
+            gc.collect()
+            for name, run in sides.items():
+                held = _start(device)
+                started = time.perf_counter()
+                run()
+                _wait(device)
+                ended = time.perf_counter()
+                if repetition >= warm_up:
+                    seconds[name].append(ended - started)
+                    if device.type == "cuda":
+                        peaks[name].append(torch.cuda.max_memory_allocated(device) - held)
+    finally:
+        if collecting:
+            gc.enable()
+    return {name: Timing(tuple(seconds[name]), max(peaks[name], default=None)) for name in sides}
+
+
+def machine(device: torch.device) -> dict[str, str]:
+    """What the figures depend on besides our code, for the header."""
+    # older releases of torch cannot say
+    processor = getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name") or platform.processor() or "unknown"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts = {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": f"{processor} ({torch.backends.cpu.get_cpu_capability()}), {usable} cores usable",
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+    }
+    if device.type == "cuda":
+        facts["GPU"] = f"{torch.cuda.get_device_name(device)} (CUDA {torch.version.cuda})"
+    return facts
+
+
+def default_device() -> torch.device:
+    """The first GPU where there is one, as training chooses it."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _start(device: torch.device) -> int:
+    """Wait until the device rests; returns the bytes that it holds."""
+    _wait(device)
+    if device.type != "cuda":
+        return 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.memory_allocated(device)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
