@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -56,7 +57,7 @@ def interleaved(
     device: torch.device,
     warm_up: int = WARM_UP,
 ) -> dict[str, Timing]:
-    """Run every side once, then every side again, and so on; the timings of each, without those of the warm-up.
+    """Run every side once, then every side again in another order, and so on; each one's timings after the warm-up.
 
     Python's garbage collector rests while a side runs. On CUDA a side ends when the device has done its work.
     """
@@ -67,7 +68,9 @@ def interleaved(
     try:
         for repetition in range(warm_up + repetitions):
             gc.collect()
-            for name, run in sides.items():
+            # in another order each time: what a side leaves in caches and memory meets every other
+            for name in random.Random(repetition).sample(list(sides), len(sides)):
+                run = sides[name]
                 held = _start(device)
                 started = time.perf_counter()
                 run()

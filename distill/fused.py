@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from distill.config import TermConfig
 from distill.losses import (
@@ -28,9 +29,10 @@ from distill.losses import (
 from students.head import Head
 from teachers.signal import Expanded, Signal, row_chunks
 
-# fp32 logits of a chunk: what stays in a core's cache (2 to 4 MiB) makes the passes over them several times faster
-CHUNK_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
-LEAST_ROWS = 128  # fewer, and the matrix products would read the head for too little work
+# fp32 logits of a chunk. On CPUs 512 rows of 16,000 types: with a quarter of them, the products read the heads
+# for too little work (5 % of a step with two teachers)
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+LEAST_ROWS = 128  # whatever the vocabulary
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ class _WeightedLoss(torch.autograd.Function):
         with torch.autocast(device.type, enabled=False):
             for rows in row_chunks(len(targets_N), len(weight_VD), CHUNK_BYTES[device.type], at_least=LEAST_ROWS):
                 logits_nV = head.logits(inputs_ND[rows])
+                slope_nV = None if head.softcap is None else _softcap_slope(logits_nV, head.softcap)
                 chunk = _Chunk(logits_nV, targets_N[rows], rows, wants_gradient=wanted)
                 total += chunk.add(terms, losses_XN)
                 if gradients is not None:
-                    gradients.add(rows, logits_nV, chunk.gradient_nV)
+                    gradients.add(rows, slope_nV, chunk.gradient_nV)
         if gradients is not None:
             ctx.save_for_backward(*gradients.results())
             ctx.dtypes = features_ND.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype
@@ -102,6 +105,7 @@ class _WeightedLoss(torch.autograd.Function):
         return total, losses_XN
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         factor = grad_outputs[0]
         found = [
@@ -122,26 +126,31 @@ def _product_dtype(features_ND: Tensor) -> torch.dtype:
 
 
 class _Chunk:
-    """The losses of some target rows, and the gradient of their weighted sum in the student's logits."""
+    """The losses of some target rows, and the gradient of their weighted sum in the student's logits.
+
+    It takes the memory of the logits: log-probabilities, then gradients, lie where they were.
+    """
 
     def __init__(self, logits_nV: Tensor, targets_n: Tensor, rows: slice, *, wants_gradient: bool) -> None:
-        self._logits_nV, self._targets_n, self._rows = logits_nV, targets_n, rows
+        self._targets_n, self._rows = targets_n, rows
+        self._first_n = logits_nV[:, 0].clone()
+        # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
+        self._log_probs_nV = torch.log_softmax(logits_nV, -1, out=logits_nV)
         self._wants_gradient = wants_gradient
         self._gradient_nV: Tensor | None = None
 
     @property
     def gradient_nV(self) -> Tensor:
         """What `add` has gathered."""
-        return torch.zeros_like(self._logits_nV) if self._gradient_nV is None else self._gradient_nV
+        return torch.zeros_like(self._log_probs_nV) if self._gradient_nV is None else self._gradient_nV
 
     def add(self, terms: Sequence[RowTerm], losses_XN: Tensor) -> Tensor:
         """Weighted sum of all terms; writes each one's losses of these rows. One temperature, one softmax."""
-        total = self._logits_nV.new_zeros(())
-        numbered = sorted(enumerate(terms), key=lambda pair: pair[1].temperature)
+        total = self._log_probs_nV.new_zeros(())
+        # temperature 1 comes last, for its gradient takes the place of its log-probabilities
+        numbered = sorted(enumerate(terms), key=lambda pair: (pair[1].temperature == 1.0, pair[1].temperature))
         for temperature, group in groupby(numbered, key=lambda pair: pair[1].temperature):
-            # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
-            scaled_nV = self._logits_nV if temperature == 1.0 else self._logits_nV / temperature
-            softmax = _Softmax(scaled_nV.log_softmax(-1))
+            softmax = _Softmax(self._log_probs_at(temperature))
             for number, term in group:
                 weight = term.weights(self._rows)
                 if term.signal is None:
@@ -157,18 +166,25 @@ class _Chunk:
                 self._gradient_nV = gradient_nV if self._gradient_nV is None else self._gradient_nV.add_(gradient_nV)
         return total
 
+    def _log_probs_at(self, temperature: float) -> Tensor:
+        if temperature == 1.0:
+            return self._log_probs_nV
+        # they differ from logits by a constant in each row, which no softmax sees
+        scaled_nV = self._log_probs_nV / temperature
+        return torch.log_softmax(scaled_nV, -1, out=scaled_nV)
+
     def _cross_entropy(self, softmax: _Softmax, config: TermConfig, weight: Tensor | float) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each row, and what it adds to the objective: with smoothing and z-loss."""
         losses_n = cost_n = cross_entropy(softmax.log_probs_nV, self._targets_n)
         softmax.add_tokens(self._targets_n[:, None], -(1 - config.label_smoothing) * weight)
         if config.label_smoothing:
             cost_n = smoothed_cross_entropy(softmax.log_probs_nV, self._targets_n, config.label_smoothing)
-            vocab_size = self._logits_nV.shape[1]
-            softmax.add_everywhere(-config.label_smoothing / vocab_size * weight)
+            softmax.add_everywhere(-config.label_smoothing / softmax.log_probs_nV.shape[1] * weight)
         if config.z_loss:
-            cost_n = cost_n + config.z_loss * z_loss(self._logits_nV)
+            log_normaliser_n = self._first_n - softmax.log_probs_nV[:, 0]
+            cost_n = cost_n + config.z_loss * z_loss(log_normaliser_n)
             # d log(Z)^2 = 2 log(Z) q
-            softmax.add_probs(2 * config.z_loss * weight * self._logits_nV.logsumexp(-1))
+            softmax.add_probs(2 * config.z_loss * weight * log_normaliser_n)
         return losses_n, cost_n
 
     def _divergence(self, softmax: _Softmax, term: RowTerm, weight: Tensor | float) -> Tensor:
@@ -279,11 +295,11 @@ class _Gradients:
         wants_bias = wants_bias and head.bias_V is not None
         self._bias_V = inputs_ND.new_zeros(len(head.weight_VD), dtype=_sum_dtype(inputs_ND)) if wants_bias else None
 
-    def add(self, rows: slice, logits_nV: Tensor, grad_nV: Tensor) -> None:
-        """Carry a chunk's gradient in the logits back through soft-cap, bias, scale and product."""
-        softcap, scale = self._head.softcap, self._head.scale
-        if softcap is not None:  # d tanh(x) = 1 - tanh(x)^2
-            grad_nV = grad_nV * (1 - (logits_nV / softcap) ** 2)
+    def add(self, rows: slice, slope_nV: Tensor | None, grad_nV: Tensor) -> None:
+        """Carry a chunk's gradient in the logits back through soft-cap (whose slope is given), bias, scale, product."""
+        scale = self._head.scale
+        if slope_nV is not None:
+            grad_nV = grad_nV * slope_nV
         if self._bias_V is not None:
             self._bias_V += grad_nV.sum(0)
         if scale != 1.0:
@@ -302,6 +318,11 @@ class _Gradients:
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients in features, weight and bias; None where they were not wanted."""
         return self._features_ND, self._weight_VD, self._bias_V
+
+
+def _softcap_slope(logits_nV: Tensor, softcap: float) -> Tensor:
+    """Derivative of softcap * tanh(x / softcap), from its value: 1 - tanh^2."""
+    return 1 - (logits_nV / softcap) ** 2
 
 
 def _sum_dtype(tensor: Tensor) -> torch.dtype:

@@ -31,9 +31,9 @@ def smoothed_cross_entropy(log_probs_NV: Tensor, targets_N: Tensor, smoothing: f
     return (1 - smoothing) * cross_entropy(log_probs_NV, targets_N) - smoothing * log_probs_NV.mean(-1)
 
 
-def z_loss(logits_NV: Tensor) -> Tensor:
+def z_loss(log_normaliser_N: Tensor) -> Tensor:
     """log(Z)^2 of the softmax's normaliser Z, which keeps logits from drifting (arXiv 2204.02311, section 5), [N]."""
-    return logits_NV.logsumexp(-1) ** 2
+    return log_normaliser_N**2
 
 
 # divergences: value [N] and slope [N, K] from log_probs_NK, both sides at the temperature, without the factor T^2

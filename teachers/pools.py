@@ -24,11 +24,11 @@ def mixture(logits_MNV: Sequence[Tensor], weights_M: Sequence[float], exponent: 
 def mixture_probs(logits_MNV: Sequence[Tensor], weights_M: Sequence[float], exponent: float = 1.0) -> Tensor:
     """Weighted mean of the members' probabilities, where no logarithm of it is wanted; fp32 [N, V]."""
     pairs = _heard(logits_MNV, weights_M)
-    total = pairs[0][0].softmax(-1)
+    total = _softmax_(pairs[0][0])
     if pairs[0][1] != 1.0:
         total *= pairs[0][1]
     for logits, weight in pairs[1:]:
-        total.add_(logits.softmax(-1), alpha=weight)
+        total.add_(_softmax_(logits), alpha=weight)
     return total
 
 
@@ -39,7 +39,7 @@ def product(logits_MNV: Sequence[Tensor], weights_M: Sequence[float], exponent: 
 
 def product_probs(logits_MNV: Sequence[Tensor], weights_M: Sequence[float], exponent: float = 0.0) -> Tensor:
     """The probabilities of `product`; fp32 [N, V]."""
-    return _weighted_sum(logits_MNV, weights_M).softmax(-1)
+    return _softmax_(_weighted_sum(logits_MNV, weights_M))
 
 
 def power(logits_MNV: Sequence[Tensor], weights_M: Sequence[float], exponent: float) -> Tensor:
@@ -67,7 +67,10 @@ Rule = Callable[[Sequence[Tensor], Sequence[float], float], Tensor]
 
 @dataclass(frozen=True)
 class Pooling:
-    """A pooling rule: of the members' logits, their weights and the exponent of the power mean."""
+    """A pooling rule: of the members' logits, their weights and the exponent of the power mean.
+
+    `probs` is for training, where memory and time count: it may write over the logits.
+    """
 
     log_probs: Rule
     probs: Rule
@@ -91,6 +94,11 @@ def normalised(weights: Sequence[float]) -> tuple[float, ...]:
 def _heard(logits_MNV: Sequence[Tensor], weights_M: Sequence[float]) -> list[tuple[Tensor, float]]:
     """Members of weight 0 have no say, whatever they say."""
     return [(logits, weight) for logits, weight in zip(logits_MNV, weights_M, strict=True) if weight]
+
+
+def _softmax_(logits_NV: Tensor) -> Tensor:
+    """Probabilities in the place of the logits."""
+    return torch.softmax(logits_NV, -1, out=logits_NV)
 
 
 def _weighted_sum(logits_MNV: Sequence[Tensor], weights_M: Sequence[float]) -> Tensor:
