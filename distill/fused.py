@@ -29,9 +29,9 @@ from distill.losses import (
 from students.head import Head
 from teachers.signal import Expanded, Signal, row_chunks
 
-# fp32 logits of a chunk. On CPUs 512 rows of 16,000 types: with a quarter of them, the products read the heads
-# for too little work (5 % of a step with two teachers)
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
+# fp32 logits of a chunk. On CPUs about 400 rows of 16,000 types: with a third of them, the products read the heads for
+# too little work (5 % of a step with two teachers); with more, memory grows and little else
+CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
 LEAST_ROWS = 128  # whatever the vocabulary
 
 

@@ -50,9 +50,9 @@ class ElcBertConfig(PretrainedConfig):
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.layer_norm_eps = layer_norm_eps
         super().__init__(
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
+            pad_token_id=pad_token_id,  # pyright: ignore[reportCallIssue]
+            bos_token_id=bos_token_id,  # pyright: ignore[reportCallIssue]
+            eos_token_id=eos_token_id,  # pyright: ignore[reportCallIssue]
+            tie_word_embeddings=tie_word_embeddings,  # pyright: ignore[reportCallIssue]
             **kwargs,
         )

@@ -75,7 +75,7 @@ class ElcBert(Buildable):
             dropout=network_config.hidden_dropout_prob,
             attention_dropout=network_config.attention_probs_dropout_prob,
             norm_eps=network_config.layer_norm_eps,
-            variant=network_config.variant,
+            variant=network_config.variant,  # pyright: ignore[reportArgumentType]
             position_buckets=network_config.position_bucket_size,
         )
 

@@ -60,7 +60,7 @@ class GptJ(Buildable):
             pad_token_id=token_ids.pad,
             bos_token_id=token_ids.begin,
             eos_token_id=token_ids.end,
-            attn_implementation="eager",
+            attn_implementation="eager",  # pyright: ignore[reportCallIssue]
         )
 
     @classmethod

@@ -5,6 +5,8 @@ Axes: B rows, T positions, D hidden, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -58,13 +60,13 @@ class Llama(Buildable):
             pad_token_id=token_ids.pad,
             bos_token_id=token_ids.begin,
             eos_token_id=token_ids.end,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
         )
 
     @classmethod
     def model_config(cls, network_config: LlamaConfig) -> ModelConfig:
         """The inverse of `network_config`; raises InputRefused when ModelConfig cannot say it."""
-        rope = network_config.rope_parameters
+        rope: dict[str, Any] = dict(network_config.rope_parameters or {})
         fixed = {
             "hidden_act": (network_config.hidden_act, "silu"),
             "attention_bias": (network_config.attention_bias, False),
@@ -84,7 +86,7 @@ class Llama(Buildable):
             intermediate_size=network_config.intermediate_size,
             max_positions=network_config.max_position_embeddings,
             tie_word_embeddings=network_config.tie_word_embeddings,
-            attention_dropout=network_config.attention_dropout,
+            attention_dropout=float(network_config.attention_dropout or 0.0),
             norm_eps=network_config.rms_norm_eps,
             rope_theta=rope["rope_theta"],
         )

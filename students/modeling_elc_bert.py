@@ -39,7 +39,7 @@ class ElcBertPreTrainedModel(PreTrainedModel):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             _init_truncated(module.weight, std * getattr(module, "init_scale", 1.0))
             if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+                init.zeros_(module.bias)  # pyright: ignore[reportArgumentType]
         elif isinstance(module, nn.LayerNorm) and module.elementwise_affine:
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -76,7 +76,7 @@ class LayerMix(nn.Module):
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """The weighted sum of tensors of one shape."""
         weights = self.prev_layer_weights.softmax(0).unbind()
-        return sum(weight * state for weight, state in zip(weights, states, strict=True))
+        return sum(weight * state for weight, state in zip(weights, states, strict=True))  # pyright: ignore[reportReturnType]
 
 
 class ElcBertEmbedding(nn.Module):
@@ -182,7 +182,7 @@ class ElcBertFeedForward(nn.Module):
         self.inner_layer_norm = nn.LayerNorm(config.intermediate_size, config.layer_norm_eps, elementwise_affine=False)
         self.out_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         for linear in (self.in_proj, self.out_proj):  # read by `_init_weights`: narrower in deeper layers
-            linear.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))
+            linear.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))  # pyright: ignore[reportArgumentType]
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class ElcBertModel(ElcBertPreTrainedModel):
 
     def _relative_index(self, seq_len: int, device: torch.device) -> tuple[int, Tensor]:
         """Largest bucket that occurs, and for query i and key j the row of the offset i - j among those in reach."""
-        longest = longest_distance(self.config, seq_len)
+        longest = longest_distance(self.config, seq_len)  # pyright: ignore[reportArgumentType]
         buckets = distance_buckets(seq_len, self.config.position_bucket_size, longest)
         reach = buckets[-1]
         positions_T = torch.arange(seq_len, device=device)

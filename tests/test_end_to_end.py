@@ -145,6 +145,26 @@ def test_two_processes_draw_the_same_loss_curves(finished: tuple[Path, float], t
     assert largest < 1e-4
 
 
+def test_two_processes_cache_the_same_bytes(copy: Path) -> None:
+    """Each writes every second shard; nothing but their number may differ."""
+
+    def cached(*launcher: str) -> dict[str, str]:
+        shutil.rmtree(copy / "caches")
+        subprocess.run(
+            [*launcher, "-m", "distill", "cache", SMOKE, f"run_dir={copy}"],
+            check=True,
+            cwd=ROOT,
+            capture_output=True,
+            timeout=300,
+            env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        )
+        return {name: digest for name, digest in digests(copy).items() if name.startswith("caches")}
+
+    one = cached(sys.executable)
+    two = cached(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    assert two == one and len(one) > 20
+
+
 def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
     code, lines = cuvee("run", SMOKE, f"run_dir={tmp_path / 'run'}", "processes=2")
     assert code == 2

@@ -14,7 +14,7 @@ from torch.nn import functional
 from distill import fused
 from distill.config import ScheduleConfig, TermConfig
 from distill.fused import RowTerm, weighted_loss
-from distill.losses import DIVERGENCES
+from distill.losses import DIVERGENCES, FEATURE_LOSSES
 from distill.objective import Objective, feature_projections
 from distill.schedule import scheduled_share
 from students.head import Head
@@ -320,6 +320,13 @@ def test_feature_losses_are_their_formulas_and_train_the_projection() -> None:
         assert (found_N - values_N).abs().max() < 1e-6
         gradient = torch.autograd.grad(found_N.sum(), [features_ND, projection.weight])
         assert all(part.abs().sum() > 0 for part in gradient)
+
+
+@pytest.mark.parametrize("loss", FEATURE_LOSSES)
+def test_gradcheck_of_feature_losses(loss: str) -> None:
+    taught_ND = normal(ROWS, TEACHER_WIDTH, seed=9)
+    inputs = normal(ROWS, WIDTH, seed=7).requires_grad_(), normal(TEACHER_WIDTH, WIDTH, seed=8).requires_grad_()
+    assert torch.autograd.gradcheck(lambda h, weight: FEATURE_LOSSES[loss](h @ weight.T, taught_ND), inputs)
 
 
 # schedules
