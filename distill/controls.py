@@ -23,6 +23,7 @@ from corpora.errors import Damaged
 from corpora.storage import fingerprint_digest, new_folder, read_manifest
 from distill.config import ScheduleConfig, StudentConfig, TermConfig, TrainConfig
 from distill.evaluate import member_nats
+from distill.step_data import view_shares
 from distill.train import num_steps, row_plan
 from teachers.ensemble import Ensemble
 from teachers.pools import normalised
@@ -52,9 +53,15 @@ def control_train(project: Project, name: str, control: str | None) -> TrainConf
 
 
 def text_terms(config: StudentConfig) -> tuple[TermConfig, ...]:
-    """The objective without teachers: cross-entropy alone, at full weight from the first step to the last."""
-    plain = [term for term in config.terms if not term.members]
-    return tuple(replace(term, weight=1.0, schedule=ScheduleConfig()) for term in plain) or (CROSS_ENTROPY,)
+    """The objective without teachers: cross-entropy alone, at full weight from the first step to the last.
+
+    Rows of a view that learned from teachers alone learn from their text.
+    """
+    plain = [replace(term, weight=1.0, schedule=ScheduleConfig()) for term in config.terms if not term.members]
+    if not plain:
+        return (CROSS_ENTROPY,)
+    silent = [view for view in view_shares(config.train) if all(term.view not in (None, view) for term in plain)]
+    return (*plain, *(replace(CROSS_ENTROPY, view=view) for view in silent))
 
 
 # as many operations

@@ -13,7 +13,7 @@ from benchmarks import report_data
 from benchmarks.report_data import Member, Pair
 from benchmarks.stats import Interval
 from corpora.addressed import address
-from corpora.storage import fingerprint_digest, new_folder, read_manifest
+from corpora.storage import new_folder, read_manifest
 from distill.evaluate import sampled_positions, targets_at
 from distill.project import Pool, Project
 from teachers.diagnostics import Costs, Disagreement, costs, disagreement
@@ -49,8 +49,7 @@ def diagnosis(project: Project, pool: Pool, announce: Callable[[str], None]) -> 
         "temperature": project.resolved_temperature(pool),
         "seed": project.recipe.seed,
     }
-    name = f"{'+'.join(pool.members)}-{fingerprint_digest(fingerprint)}"
-    folder = project.folder / "diagnostics" / name
+    folder = project.folder / "diagnostics" / pool.folder_name(fingerprint)
     if read_manifest(folder) is None:
         announce(f"diagnostics: {pool.name}")
         made = _made(project, pool)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from corpora.errors import Damaged, InputRefused
+from corpora.errors import CuveeError, Damaged, InputRefused
 from corpora.split import STREAMS
 from corpora.storage import MANIFEST, Manifest, locked, read_manifest
 from distill.project import Project
@@ -28,14 +28,16 @@ def verify(path: Path, *, spots: int = 0) -> None:
     folders = sorted(file.parent for file in path.rglob(MANIFEST))
     if not folders:
         raise InputRefused(f"{path}: no finished folder here; name a cache, a run folder or a run_dir")
-    lines, files = [], 0
+    errors: list[CuveeError] = []
+    files = 0
     for folder in folders:
         try:
             files += _verify_folder(folder, spots)
-        except Damaged as error:
-            lines += str(error).splitlines()
-    if lines:
-        raise Damaged("\n".join(lines))
+        except CuveeError as error:  # the others are looked at all the same
+            errors.append(error)
+    if errors:
+        worst = next((error for error in errors if isinstance(error, Damaged)), errors[0])
+        raise type(worst)("\n".join(map(str, errors)))
     print(f"{path}: {files:,} files in {len(folders):,} folders are whole", flush=True)
 
 

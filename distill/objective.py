@@ -53,6 +53,8 @@ class Objective(nn.Module):
                 losses.append((values[term.name] * term.weights(slice(None))).sum())
             for term in part.terms:
                 sums[term.name] = sums.get(term.name, 0.0) + _heard(values[term.name].detach(), term).sum()
+        # DDP waits for every parameter, also for those of a term that has no row in this process
+        losses += [0.0 * parameter.sum() for parameter in self.projections.parameters()]
         return torch.stack(losses).sum(), sums
 
     def _feature_loss(self, features_ND: Tensor, term: RowTerm) -> Tensor:

@@ -30,6 +30,7 @@ from teachers.cache import CachedTeacher, CacheKey, cached_view
 from teachers.ensemble import Ensemble
 from teachers.weights import FittedWeights
 
+MOST_NAME = 80  # characters of a readable name; file systems take 255 bytes
 # how often a run saves, and what it keeps, changes nothing that it computes
 _NO_EFFECT = ("checkpoint_every", "snapshots", "average")
 
@@ -181,9 +182,7 @@ class Project:
 
     def weights_folder(self, pool: Pool) -> Path:
         """Where the fitted weights of a pool lie."""
-        return (
-            self.folder / "weights" / f"{'+'.join(pool.members)}-{fingerprint_digest(self.weights_fingerprint(pool))}"
-        )
+        return self.folder / "weights" / pool.folder_name(self.weights_fingerprint(pool))
 
     def weights_fingerprint(self, pool: Pool) -> dict[str, Any]:
         """What fitted weights and their intervals depend on: the rule, and the members' caches over the tune stream."""
@@ -289,6 +288,10 @@ class Pool:
     exponent: float  # of the power mean
     weights: str  # given or fitted
     objective: Objective | None  # what all members read; None across views, where no single input could ask the pool
+
+    def folder_name(self, fingerprint: dict[str, Any]) -> str:
+        """Of a folder that belongs to the pool: its members, as far as a name may be long, and what tells it apart."""
+        return f"{'+'.join(self.members)[:MOST_NAME]}-{fingerprint_digest(fingerprint)}"
 
     @property
     def described_rule(self) -> str:

@@ -25,8 +25,9 @@ from corpora.storage import Manifest, canonical_json, digest, fingerprint_digest
 from corpora.synthetic_pairs import minimal_pairs
 from corpora.tokenizer import TextTokenizer
 from distill.evaluate import model_nats, pool_nats
-from distill.project import Pool, Project
+from distill.project import MOST_NAME, Pool, Project
 from students.run_folder import load_model
+from teachers.cache import cached_view
 from teachers.ensemble import pooled_log_probs
 
 Role = Literal["teacher", "pool", "student", "control"]
@@ -87,7 +88,7 @@ class ScoreBoard:
         config = self._project.recipe.cache
         if objective == "causal":
             return None
-        return {"seed": config.mask_seed, "num_folds": config.num_folds, "mean_span": config.mean_span}
+        return cached_view(config, objective).scheme()
 
     @cached_property
     def _tasks_digest(self) -> str:
@@ -233,4 +234,4 @@ def _count_parameters(folder: Path) -> int:
 
 def _file_name(contender: Contender) -> str:
     name = "".join(character if character.isalnum() or character in "._+-" else "_" for character in contender.name)
-    return f"{name}-{contender.objective}"
+    return f"{name[:MOST_NAME]}-{contender.objective}"

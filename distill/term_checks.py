@@ -29,6 +29,13 @@ READ_BY: dict[str, set[str]] = {
 }
 
 
+READ_BY_SHAPE: dict[str, set[str]] = {
+    "constant": set(),
+    "linear": {"start", "end"},
+    "warmup_stable_decay": {"end", "warmup_share", "decay_share"},
+}
+
+
 def terms_are_possible(recipe: Recipe) -> Iterator[Problem]:
     """Each term has the members its loss needs, of one view, pooled in a way that its weights allow."""
     for keys, student, term in _terms(recipe):
@@ -68,7 +75,13 @@ def fields_mean_something(recipe: Recipe) -> Iterator[Problem]:
                 found = f"{getattr(term, name)}, but only {' and '.join(sorted(readers))} reads it"
                 yield (*keys, name), f"{found}; leave it out, or change the {'pool' if name == 'exponent' else 'loss'}"
         schedule = term.schedule
-        if schedule.warmup_share + schedule.decay_share > 1:
+        for field in fields(schedule):
+            if field.name != "shape" and field.name not in READ_BY_SHAPE[schedule.shape]:
+                if getattr(schedule, field.name) != field.default:
+                    shapes = [shape for shape, names in READ_BY_SHAPE.items() if field.name in names]
+                    found = f"{getattr(schedule, field.name)}, which shape {schedule.shape} does not read"
+                    yield (*keys, "schedule", field.name), f"{found}; leave it out, or take {' or '.join(shapes)}"
+        if schedule.shape == "warmup_stable_decay" and schedule.warmup_share + schedule.decay_share > 1:
             found = f"warm-up and decay take {schedule.warmup_share + schedule.decay_share:g} of the steps"
             yield (*keys, "schedule"), f"{found}, expected at most 1; shorten one"
 
@@ -122,8 +135,11 @@ def every_view_learns(recipe: Recipe) -> Iterator[Problem]:
             if not any(term.weight > 0 for term in terms):
                 found = f"no term with a positive weight for {view} rows"
                 yield ("students", name, "terms"), f"{found}; add one, such as {{loss: cross_entropy}}"
-            if view == "masked" and student.train.dynamic_masks and any(term.members for term in terms):
-                found = "true, but terms with members find their targets at the cache's masks"
+            members = [recipe.teachers.get(member) for term in terms for member in term.members]
+            # causal teachers answer by position, whatever the masks
+            masked = any(teacher is not None and teacher_view(teacher) != "causal" for teacher in members)
+            if view == "masked" and student.train.dynamic_masks and masked:
+                found = "true, but masked teachers have answers for the cache's masks alone"
                 yield ("students", name, "train", "dynamic_masks"), f"{found}; set it to false"
 
 

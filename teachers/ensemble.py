@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from corpora.batch import Batch
+from corpora.errors import InputRefused
 from corpora.masking import corruption
 from students.head import Head
 from students.language_model import LanguageModel
@@ -97,14 +98,18 @@ class Ensemble:
     def covered_positions(self) -> Tensor:
         """Every position about which all members have something to say, in order; int64 [N].
 
-        Across views that leaves out where a masked member's noise showed it the answer, or junk.
+        Across views that leaves out where a masked member's noise showed it the answer, or junk. Raises InputRefused
+        when nothing is left.
         """
         held = [member.covered_positions().numpy() for member in self.caches]
         positions_N = reduce(partial(np.intersect1d, assume_unique=True), held)
         if len({member.objective for member in self.caches}) > 1:
             noisy = [member.rounds[0] for member in self.caches if member.rounds[0].objective == "masked"]
             for view in noisy:
-                positions_N = positions_N[corruption(0, int(positions_N[-1]) + 1, view)[positions_N] == 0]
+                positions_N = positions_N[corruption(0, int(positions_N.max(initial=0)) + 1, view)[positions_N] == 0]
+        if not len(positions_N):
+            names = ", ".join(str(member.manifest.folder) for member in self.caches)
+            raise InputRefused(f"{names}: no position about which all of them speak; give the stream more text")
         return torch.from_numpy(positions_N)
 
     def _joined(self, answers: Sequence[MemberSignal], dtype: torch.dtype) -> FeatureSignal | None:

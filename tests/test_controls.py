@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from corpora.errors import Damaged, RecipeError
 from corpora.storage import read_manifest
 from corpora.windows import plan_windows
 from distill.cli import app
-from distill.controls import best_member, control_terms, describe_equal_flops, equal_flops
+from distill.config import StudentConfig, TermConfig, TrainConfig
+from distill.controls import best_member, control_terms, describe_equal_flops, equal_flops, text_terms
 from distill.evaluate import model_nats
 from distill.project import Project
 from distill.recipe import load_recipe
+from students.config import ModelConfig
 from students.registry import forward_flops_per_token
 
 STEPS = 8
@@ -240,3 +243,17 @@ def test_one_name_of_several_seeds_has_a_best_one() -> None:
     members = "students.baby_llama.terms.1.members={llama: 1}"
     controls = "students.baby_llama.controls=[best_single_teacher]"
     assert load_recipe("quickstart", ["teachers.llama.seeds=2", members, controls])
+
+
+def test_a_view_that_learned_from_teachers_alone_learns_from_text_in_the_control() -> None:
+    train = TrainConfig(views={"causal": 1.0, "masked": 1.0}, steps=1)
+    model = ModelConfig(**small("elc_bert"))
+    text = TermConfig(loss="cross_entropy", view="causal", weight=0.5)
+    taught = TermConfig(loss="forward_kl", view="masked", members={"elc": 1.0})
+    found = text_terms(StudentConfig(model=model, train=train, terms=[text, taught]))
+    assert [(term.loss, term.view, term.weight) for term in found] == [
+        ("cross_entropy", "causal", 1.0),
+        ("cross_entropy", "masked", 1.0),
+    ]
+    alone = StudentConfig(model=model, train=train, terms=[replace(taught, view=None)])
+    assert [term.view for term in text_terms(alone)] == [None]

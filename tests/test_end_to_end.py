@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 from corpora.storage import file_digest
 from distill.cli import app
+from distill.project import Project
 
 ROOT = Path(__file__).parent.parent
 SMOKE = str(ROOT / "configs" / "smoke.yaml")
@@ -171,17 +172,24 @@ def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
     assert "1 take part, 2 were asked for" in lines[0]
 
 
-def test_another_pool_needs_no_teacher_run(copy: Path) -> None:
+def test_another_pool_needs_no_teacher_run(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digests(copy)
-    code, _ = cuvee(
-        "run",
+    other = [
         SMOKE,
         f"run_dir={copy}",
         "students.baby_llama.terms.1.members.gptj=3",
         "students.baby_llama.terms.1.weights=given",
         "students.baby_llama.terms.1.pool=product",
         "students.baby_llama.terms.1.temperature=2",
-    )
+    ]
+
+    def refuse(project: Project, name: str) -> None:
+        raise AssertionError(f"teacher {name} is loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Project, "load_teacher", refuse)
+        assert cuvee("train", *other)[0] == 0
+    code, _ = cuvee("run", *other)  # the new pool is scored on sentences, which nobody has cached
     assert code == 0
     after = digests(copy)
     assert {name: after[name] for name in before} == before, "what was there stays"

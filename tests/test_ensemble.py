@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from corpora.batch import Objective, causal_view
+from corpora.errors import InputRefused
 from corpora.masking import corruption
 from corpora.prepare import Corpus
 from corpora.windows import plan_windows, window_batches
@@ -22,6 +23,7 @@ from distill.evaluate import member_nats, model_nats, pool_nats
 from distill.losses import forward_kl
 from students.head import Head
 from teachers import ensemble as ensemble_module
+from teachers.cache import CachedTeacher
 from teachers.ensemble import Ensemble, pooled_log_probs
 from teachers.pools import POOLS, normalised
 from teachers.signal import FeatureSignal, Signal, row_chunks
@@ -299,3 +301,12 @@ def test_across_views_positions_are_those_that_all_members_may_speak_of(corpus: 
     assert torch.equal(alone.covered_positions(), clean.covered_positions())
     positions_N, nats_N = pool_nats(noisy, corpus, "test")
     assert np.array_equal(positions_N, expected.numpy()) and np.isfinite(nats_N).all()
+
+
+def test_members_that_never_speak_of_the_same_token_are_refused(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = tiny.cached(tiny.model("llama", corpus), tiny.cache_key(corpus), tmp_path / "cache")
+    monkeypatch.setattr(CachedTeacher, "covered_positions", lambda self: torch.empty(0, dtype=torch.long))
+    with pytest.raises(InputRefused, match="cache: no position about which all of them speak; give .* more text"):
+        Ensemble((member,), (1.0,)).covered_positions()

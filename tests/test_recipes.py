@@ -147,7 +147,7 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
             "fitted weights of a product of 1",
         ),
         (["students.elc_bert.terms.2.across_views=true"], "the members do not read different views"),
-        (["students.elc_bert.train.dynamic_masks=true"], "find their targets at the cache's masks"),
+        (["students.elc_bert.train.dynamic_masks=true"], "have answers for the cache's masks alone"),
         (["students.elc_bert.train.views={causal: 1}"], "view or views: both are given"),
         (["students.elc_bert.train.view=null"], "view or views: neither is given"),
         (["students.elc_bert.train.view=null", "students.elc_bert.train.views={masked: 0}"], "all shares are 0"),

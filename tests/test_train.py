@@ -33,10 +33,10 @@ from corpora.storage import Manifest, read_manifest
 from corpora.stream import Stream
 from distill import distributed
 from distill import train as loop
-from distill.config import TrackingConfig
+from distill.config import TermConfig, TrackingConfig
 from distill.distributed import Processes
 from distill.objective import Objective
-from distill.step_data import StepData
+from distill.step_data import StepData, Term
 from distill.tracking import METRICS, TIMINGS, Tracker, read_timings
 from distill.train import Run, train
 from students.registry import build_model
@@ -455,6 +455,9 @@ def divided_runs(corpus: Corpus, folder: Path) -> list[Run]:
         for name, objective in (("llama", "causal"), ("elc_bert", "masked"))
     }
     llama, elc = tiny.distillation(teachers["llama"]), tiny.distillation(teachers["elc_bert"], view="masked")
+    # its projection has no row in a process without causal ones
+    config = TermConfig(loss="feature_mse", weight=0.1, view="causal", members={"llama": 1.0})
+    compared = Term(config, llama.ensemble, number=3)
     gptj, masked = tiny.model_config("gptj"), tiny.model_config("elc_bert")
     return [
         tiny.run(corpus, folder / "causal", tiny.CROSS_ENTROPY, llama, batch_size=7),
@@ -462,7 +465,7 @@ def divided_runs(corpus: Corpus, folder: Path) -> list[Run]:
         tiny.run(
             corpus,
             folder / "mixed",
-            *(tiny.CROSS_ENTROPY, llama, elc),
+            *(tiny.CROSS_ENTROPY, llama, elc, compared),
             model=masked,
             views={"causal": 1.0, "masked": 8.0},
             batch_size=9,
