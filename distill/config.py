@@ -11,6 +11,16 @@ from corpora.config import CorpusConfig, TokenizerConfig
 from students.config import ModelConfig
 from teachers.config import CacheConfig
 
+DivergenceName = Literal[
+    "forward_kl",
+    "reverse_kl",
+    "jensen_shannon",
+    "total_variation",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "logit_mse",
+]
+LossName = Literal["cross_entropy", DivergenceName, "feature_mse", "feature_cosine"]
 Control = Literal["no_teacher_equal_steps", "no_teacher_equal_flops", "best_single_teacher"]
 
 
@@ -56,18 +66,7 @@ class ScheduleConfig:
 class TermConfig:
     """One term of the objective: a loss, its weight, and for distillation the teachers it listens to."""
 
-    loss: Literal[
-        "cross_entropy",
-        "forward_kl",
-        "reverse_kl",
-        "jensen_shannon",
-        "total_variation",
-        "skew_forward_kl",
-        "skew_reverse_kl",
-        "logit_mse",
-        "feature_mse",
-        "feature_cosine",
-    ]
+    loss: LossName
     weight: float = 1.0  # relative to the other terms of the same view
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)  # how the weight changes in the run
     view: Literal["causal", "masked"] | None = None  # the rows it is for; null: all

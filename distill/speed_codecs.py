@@ -14,14 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from distill.config import TermConfig
 from distill.losses import bucketed, forward_kl
-from students.head import Head
 from teachers.codecs.codec import Codec
+from teachers.codecs.said import Said
 from teachers.signal import Expanded, Signal, row_chunks
 
 CHUNK_BYTES = 8 << 20  # of fp32 logits at once
@@ -31,10 +30,7 @@ CHUNK_BYTES = 8 << 20  # of fp32 logits at once
 class Answers:
     """What a teacher and a student say about some positions."""
 
-    features_ND: Tensor  # the teacher's, fp32
-    head: Head  # without gradients
-    targets_N: Tensor
-    positions_N: np.ndarray
+    teacher: Said
     student_logits_NV: Tensor
 
 
@@ -49,9 +45,9 @@ class Fidelity:
 
 def fidelities(codec: Codec, answers: Answers, temperatures: Sequence[float]) -> dict[float, Fidelity]:
     """How far a codec is from the teacher, at each temperature."""
-    records_N = codec.encode(answers.features_ND, answers.head, answers.targets_N, answers.positions_N, seed=1)
+    records_N = codec.encode(answers.teacher, seed=1)
     cpu = torch.device("cpu")
-    member = codec.decode(records_N, answers.head, answers.positions_N, device=cpu, draw=0)
+    member = codec.decode(records_N, answers.teacher.head, answers.teacher.positions_N, device=cpu, draw=0)
     signal = Signal((member,), (1.0,))
     return {temperature: _fidelity(signal, answers, temperature) for temperature in temperatures}
 
@@ -61,7 +57,7 @@ def _fidelity(signal: Signal, answers: Answers, temperature: float) -> Fidelity:
     kl, variation, difference, norm = 0.0, 0.0, 0.0, 0.0
     num_positions, vocab_size = answers.student_logits_NV.shape
     for rows in row_chunks(num_positions, vocab_size, CHUNK_BYTES):
-        logits_NV = answers.head.logits(answers.features_ND[rows]).double()
+        logits_NV = answers.teacher.head.logits(answers.teacher.features_ND[rows]).double()
         exact_NV = (logits_NV / temperature).log_softmax(-1)
         exact = Expanded("dense", exact_NV.exp(), exact_NV, entropy_N=-(exact_NV.exp() * exact_NV).sum(-1))
         coded = signal.expand(rows, temperature)

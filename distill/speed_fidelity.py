@@ -30,6 +30,7 @@ from students.run_folder import load_model
 from teachers.cache import cached_view
 from teachers.codecs import CODECS
 from teachers.codecs.codec import Codec
+from teachers.codecs.said import Said
 from teachers.config import CacheConfig
 
 GOALS: dict[str, Goal] = {}  # nothing was promised: the table informs
@@ -143,7 +144,7 @@ def _row(variant: str, heard: Sequence[Answers], cache: CacheConfig) -> Row:
 
 def _codec(variant: str, cache: CacheConfig, answers: Answers, temperatures: tuple[float, ...]) -> Codec:
     config = replace(cache, temperatures=temperatures, **VARIANTS[variant])  # type: ignore[arg-type]
-    vocab_size, hidden_size = answers.head.weight_VD.shape
+    vocab_size, hidden_size = answers.teacher.head.weight_VD.shape
     return CODECS[config.codec](config, hidden_size=hidden_size, vocab_size=vocab_size)
 
 
@@ -190,9 +191,8 @@ def _answers(project: Project, name: str, student: str, positions: int) -> Answe
             logits.append(control.head().logits(control.target_features(batch)))
             targets.append(batch.targets_BT[batch.has_target_BT])
             found.append(batch.target_positions_N)
-    return Answers(
-        torch.cat(features), _head_of(teacher), torch.cat(targets), torch.cat(found).numpy(), torch.cat(logits)
-    )
+    said = Said(torch.cat(features), _head_of(teacher), torch.cat(targets), torch.cat(found).numpy())
+    return Answers(said, torch.cat(logits))
 
 
 def _head_of(model: LanguageModel) -> Head:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from typing import get_args
 
 from corpora.errors import suggestion
 from distill.bounds import Problem
-from distill.config import Recipe, StudentConfig, TermConfig
+from distill.config import DivergenceName, Recipe, StudentConfig, TermConfig
 from distill.members import teacher_view, trained_views
 
 # fields of a term that not every loss or pool reads
 READ_BY: dict[str, set[str]] = {
-    "temperature": {
-        "forward_kl",
-        "reverse_kl",
-        "jensen_shannon",
-        "total_variation",
-        "skew_forward_kl",
-        "skew_reverse_kl",
-        "logit_mse",
-    },
+    "temperature": set(get_args(DivergenceName)),
     "label_smoothing": {"cross_entropy"},
     "z_loss": {"cross_entropy"},
     "beta": {"jensen_shannon"},

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save
-from torch import Tensor
 
 from corpora.batch import View
 from corpora.errors import Damaged, Diverged, InputRefused
@@ -36,6 +35,7 @@ from corpora.windows import Window, plan_windows, window_batches
 from students.head import Head
 from students.language_model import LanguageModel
 from teachers.cache import CPU, CacheKey
+from teachers.codecs.said import Said
 from teachers.layout import HEAD, coverage_file, note_file, places, records_file, shard_bounds
 
 
@@ -98,11 +98,9 @@ def open_teacher(
 
 def listen(
     key: CacheKey, model: LanguageModel, windows: Iterable[Window], view: View, device: torch.device
-) -> Iterator[tuple[np.ndarray, Tensor, Tensor]]:
-    """What a teacher says in some windows and one fold, a batch at a time.
-
-    Yields the positions [N] of the targets, the teacher's fp32 features [N, D] and the targets [N], both on the device.
-    """
+) -> Iterator[Said]:
+    """What a teacher says about the targets of some windows and one fold, a batch at a time, on the device."""
+    head = model.head()
     batches = window_batches(
         key.corpus.streams[key.stream],
         list(windows),
@@ -116,7 +114,8 @@ def listen(
         there = batch.to(device)
         with torch.inference_mode(), torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16):
             features_ND = model.target_features(there).float()
-        yield batch.target_positions_N.numpy(), features_ND, there.targets_BT[there.has_target_BT]
+        targets_N = there.targets_BT[there.has_target_BT]
+        yield Said(features_ND, head, targets_N, batch.target_positions_N.numpy())
 
 
 @dataclass(frozen=True)
@@ -212,15 +211,12 @@ def _write_shard(shards: Shards, number: int, model: LanguageModel, device: torc
         records = np.zeros(stop - start, codec.record)
         places_of_shard = places(start, stop, view)
         for fold in range(view.num_folds):
-            for positions_N, features_ND, targets_N in listen(key, model, windows, replace(view, fold=fold), device):
-                _require_finite(features_ND, positions_N, shards.folder)
-                here_N = np.flatnonzero((positions_N >= start) & (positions_N < stop))
-                there_N = torch.from_numpy(here_N).to(device)
-                inside_N = positions_N[here_N] - start
+            for heard in listen(key, model, windows, replace(view, fold=fold), device):
+                _require_finite(heard, shards.folder)
+                said = heard.at(np.flatnonzero((heard.positions_N >= start) & (heard.positions_N < stop)))
+                inside_N = said.positions_N - start
                 with torch.inference_mode():
-                    records[places_of_shard[inside_N]] = codec.encode(
-                        features_ND[there_N], head, targets_N[there_N], positions_N[here_N], seed=key.draw_seed(round)
-                    )
+                    records[places_of_shard[inside_N]] = codec.encode(said, seed=key.draw_seed(round))
                 covered[round, inside_N] = True
         writer.write_array(records_file(round, number), records)
     assert (covered == covered[0]).all(), "every round asks about every target once"
@@ -228,12 +224,12 @@ def _write_shard(shards: Shards, number: int, model: LanguageModel, device: torc
     shards.vouch(number, writer.files)
 
 
-def _require_finite(features_ND: Tensor, positions_N: np.ndarray, folder: Path) -> None:
-    bad_N = (~features_ND.isfinite().all(-1)).cpu().numpy()
+def _require_finite(said: Said, folder: Path) -> None:
+    bad_N = (~said.features_ND.isfinite().all(-1)).cpu().numpy()
     if bad_N.any():
         raise Diverged(
             f"{folder}: {int(bad_N.sum())} of {len(bad_N)} feature vectors of the teacher are not finite, the first "
-            f"predicts position {positions_N[bad_N][0]}; train the teacher again with a lower lr"
+            f"predicts position {said.positions_N[bad_N][0]}; train the teacher again with a lower lr"
         )
 
 

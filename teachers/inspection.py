@@ -132,26 +132,18 @@ def _differences(
 ) -> np.ndarray:
     """How far each position's record is from what the teacher says now, round by round."""
     model = open_teacher(key, load_teacher, cached.manifest.folder, device)
-    head, shards = model.head(), Shards(cached.manifest.folder, key)
+    shards = Shards(cached.manifest.folder, key)
     found = []
     for round, view in enumerate(cached.rounds):
         folds_N = np.array([folds(position, position + 1, view)[0] for position in positions_N.tolist()])
         for fold in np.unique(folds_N).tolist():
             asked = positions_N[folds_N == fold]
             windows = shards.windows_at(asked)
-            for said_N, features_ND, targets_N in listen(key, model, windows, replace(view, fold=fold), device):
-                here_N = np.flatnonzero(np.isin(said_N, asked))
-                there_N = torch.from_numpy(here_N).to(device)
+            for heard in listen(key, model, windows, replace(view, fold=fold), device):
+                said = heard.at(np.flatnonzero(np.isin(heard.positions_N, asked)))
                 with torch.inference_mode():
-                    differences = cached.codec.differences(
-                        cached.records(said_N[here_N], round),
-                        features_ND[there_N],
-                        head,
-                        targets_N[there_N],
-                        said_N[here_N],
-                        seed=key.draw_seed(round),
-                    )
-                found.append(differences)
+                    records_N = cached.records(said.positions_N, round)
+                    found.append(cached.codec.differences(records_N, said, seed=key.draw_seed(round)))
     return np.concatenate(found)
 
 

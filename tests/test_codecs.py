@@ -6,7 +6,7 @@ Axes: N positions, D features, V vocabulary, K kept tokens.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from teachers.codecs import CODECS
 from teachers.codecs import sparse as sparse_module
 from teachers.codecs.codec import Codec
 from teachers.codecs.logits import BLOCK
+from teachers.codecs.said import Said
 from teachers.config import CacheConfig
 from teachers.signal import DenseSignal, Expanded, FeatureSignal, LogitSignal, MemberSignal, Signal, SparseSignal
 
@@ -45,29 +46,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 SPARSE = ("hybrid", "topk", "sampled")
 
 
-@dataclass(frozen=True)
-class Teacher:
-    """What a teacher says about some positions."""
-
-    features_ND: Tensor
-    head: Head
-    targets_N: Tensor
-    positions_N: np.ndarray
+class Teacher(Said):
+    """What a teacher says about some positions, and its exact log-probabilities."""
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         """Its log-probabilities in fp64, [N, V]."""
         head = self.head._replace(weight_VD=self.head.weight_VD.double())
         return (head.logits(self.features_ND.double()) / temperature).log_softmax(-1)
-
-    def at(self, rows: np.ndarray) -> Teacher:
-        """Some of the positions."""
-        kept = torch.from_numpy(rows)
-        return replace(
-            self,
-            features_ND=self.features_ND[kept],
-            targets_N=self.targets_N[kept],
-            positions_N=self.positions_N[rows],
-        )
 
 
 def teacher(head: str = "bias", *, positions: int = 40, seed: int = 0) -> Teacher:
@@ -89,8 +74,8 @@ def make(name: str, **changes: Any) -> Codec:
     return CODECS[config.codec](config, hidden_size=D, vocab_size=V)
 
 
-def encode(codec: Codec, said: Teacher, *, seed: int = 3) -> np.ndarray:
-    return codec.encode(said.features_ND, said.head, said.targets_N, said.positions_N, seed=seed)
+def encode(codec: Codec, said: Said, *, seed: int = 3) -> np.ndarray:
+    return codec.encode(said, seed=seed)
 
 
 def decode(codec: Codec, records_N: np.ndarray, said: Teacher, *, draw: int = 0) -> MemberSignal:
@@ -113,7 +98,7 @@ def dense(codec: Codec, said: Teacher) -> DenseSignal:
 
 
 def differences(codec: Codec, records_N: np.ndarray, said: Teacher, *, seed: int = 3) -> np.ndarray:
-    return codec.differences(records_N, said.features_ND, said.head, said.targets_N, said.positions_N, seed=seed)
+    return codec.differences(records_N, said, seed=seed)
 
 
 def densified(expanded: Expanded) -> Tensor:
@@ -423,7 +408,7 @@ def test_ids_beyond_sixteen_bits() -> None:
     weight_VD[-3:] = 50.0
     for name, field in (("topk", "ids"), ("sampled", "drawn")):
         codec = CODECS[name](CacheConfig(top_k=3, draws=4), hidden_size=2, vocab_size=vocab_size)
-        records_N = codec.encode(torch.ones(2, 2), Head(weight_VD), torch.tensor([1, 2]), np.arange(2), seed=1)
+        records_N = codec.encode(Said(torch.ones(2, 2), Head(weight_VD), torch.tensor([1, 2]), np.arange(2)), seed=1)
         assert records_N[field].min() >= vocab_size - 3
         signal = codec.decode(records_N, None, np.arange(2), device=CPU, draw=0)
         assert isinstance(signal, SparseSignal)

@@ -19,6 +19,7 @@ from distill.objective import Objective, feature_projections
 from distill.schedule import scheduled_share
 from students.head import Head
 from teachers.codecs import CODECS
+from teachers.codecs.said import Said
 from teachers.config import CacheConfig
 from teachers.ensemble import Ensemble
 from teachers.signal import FeatureSignal, MemberSignal, Signal
@@ -60,7 +61,7 @@ def teacher(seed: int = 10, codec: str = "features", **changes: object) -> Membe
     features_ND, head = teacher_tensors(seed)
     built = CODECS[codec](replace(CACHE, codec=codec, **changes), hidden_size=TEACHER_WIDTH, vocab_size=TYPES)
     positions_N = np.arange(ROWS)
-    records_N = built.encode(features_ND, head, TARGETS, positions_N, seed=3)
+    records_N = built.encode(Said(features_ND, head, TARGETS, positions_N), seed=3)
     return built.decode(records_N, head, positions_N, device=CPU, draw=0)
 
 
@@ -237,7 +238,7 @@ def test_draws_teach_what_the_distribution_teaches_on_average() -> None:
     weight_gradients = []
     for repeat in range(400):
         positions_N = np.arange(ROWS) + repeat * ROWS
-        records_N = built.encode(features_ND, head, TARGETS, positions_N, seed=3)
+        records_N = built.encode(Said(features_ND, head, TARGETS, positions_N), seed=3)
         drawn = built.decode(records_N, head, positions_N, device=CPU, draw=0)
         tensors = student()
         loss_of(tensors, row_term(Signal((drawn,), (1.0,)), loss="forward_kl"))[0].backward()

@@ -34,6 +34,7 @@ from distill.speed_steps import Steps
 from students.head import Head
 from students.registry import parameter_count
 from teachers.codecs import CODECS
+from teachers.codecs.said import Said
 from teachers.config import CacheConfig
 
 CPU = torch.device("cpu")
@@ -234,14 +235,13 @@ def some_answers(*, positions: int = 60, vocab_size: int = 40, seed: int = 3) ->
     features_ND = torch.randn(positions, 12, generator=draw)
     head = Head(torch.randn(vocab_size, 12, generator=draw))
     targets_N = torch.randint(vocab_size, (positions,), generator=draw)
-    return Answers(
-        features_ND, head, targets_N, np.arange(positions), torch.randn(positions, vocab_size, generator=draw)
-    )
+    said = Said(features_ND, head, targets_N, np.arange(positions))
+    return Answers(said, torch.randn(positions, vocab_size, generator=draw))
 
 
 def codec(answers: Answers, **fields: object):
     config = CacheConfig(temperatures=TEMPERATURES, **fields)  # type: ignore[arg-type]
-    vocab_size, hidden_size = answers.head.weight_VD.shape
+    vocab_size, hidden_size = answers.teacher.head.weight_VD.shape
     return CODECS[config.codec](config, hidden_size=hidden_size, vocab_size=vocab_size)
 
 
@@ -273,7 +273,7 @@ def test_fewer_bits_and_fewer_tokens_are_less_true() -> None:
 def test_errors_of_a_truncated_codec_are_those_of_the_formulas() -> None:
     answers, temperature = some_answers(), 2.0
     found = fidelities(codec(answers, codec="topk", top_k=6), answers, [temperature])[temperature]
-    p_NV = (answers.head.logits(answers.features_ND) / temperature).double().softmax(-1)
+    p_NV = (answers.teacher.head.logits(answers.teacher.features_ND) / temperature).double().softmax(-1)
     q_NV = (answers.student_logits_NV / temperature).double().softmax(-1)
     kept_NV = torch.zeros_like(p_NV).scatter(1, p_NV.topk(6).indices, 1.0)
     outside_N1 = (p_NV * (1 - kept_NV)).sum(-1, keepdim=True)

@@ -10,11 +10,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from students.head import Head
+from teachers.codecs.logits import dense_differences
+from teachers.codecs.said import Said
+from teachers.codecs.sparse import sparse_differences
 from teachers.config import CacheConfig
-from teachers.signal import Kind, MemberSignal
+from teachers.signal import DenseSignal, Kind, MemberSignal, SparseSignal
 
 
 class Codec(ABC):
@@ -37,10 +39,8 @@ class Codec(ABC):
         """The structured type of one position's record."""
 
     @abstractmethod
-    def encode(
-        self, features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray, *, seed: int
-    ) -> np.ndarray:
-        """Records [N] of fp32 features, on the head's device, that predict the targets at some positions.
+    def encode(self, said: Said, *, seed: int) -> np.ndarray:
+        """Records [N] of what a teacher says.
 
         Draws are addressed by (seed, position), so neither order nor batches mean anything.
         """
@@ -52,19 +52,16 @@ class Codec(ABC):
         """The signal of some records on a device. `draw` numbers the visit: where a codec keeps more than a student
         hears at once, another number hears other parts of it."""
 
-    @abstractmethod
-    def differences(
-        self,
-        records_N: np.ndarray,
-        features_ND: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        positions_N: np.ndarray,
-        *,
-        seed: int,
-    ) -> np.ndarray:
-        """How far each record is from what it would say of these fp32 features, on the head's device; fp32 [N].
+    def differences(self, records_N: np.ndarray, said: Said, *, seed: int) -> np.ndarray:
+        """How far each record is from what the teacher says now; fp32 [N].
 
         The largest difference of a position, in `difference_unit`. Log-probabilities count where a token has at least
-        1e-4, in the record or live, and at the target in any case. Not finite where the record is not.
+        1e-4, in the record or live, and at the target in any case; of sparse records the tail and the entropy, too. Not
+        finite where the record is not.
         """
+        device = said.head.weight_VD.device
+        signal = self.decode(records_N, said.head, said.positions_N, device=device, draw=0)
+        if isinstance(signal, DenseSignal):
+            return dense_differences(signal, said)
+        assert isinstance(signal, SparseSignal)
+        return sparse_differences(signal, said)

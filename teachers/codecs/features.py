@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from students.head import Head
 from teachers.codecs.codec import Codec
-from teachers.codecs.logits import dense_differences
+from teachers.codecs.said import Said
 from teachers.signal import FeatureSignal
 
 
@@ -34,12 +33,10 @@ class FeaturesCodec(Codec):
         scale = [("scale", "<f4")] if self.config.dtype == "int8" else []
         return np.dtype([("features", stored, (self.hidden_size,)), *scale])
 
-    def encode(
-        self, features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray, *, seed: int
-    ) -> np.ndarray:
+    def encode(self, said: Said, *, seed: int) -> np.ndarray:
         """Records of feature vectors alone: nothing is drawn, and any head and targets may be asked about later."""
-        records_N = np.empty(len(features_ND), self.record)
-        features_ND = features_ND.float().cpu()
+        records_N = np.empty(len(said), self.record)
+        features_ND = said.features_ND.float().cpu()
         if self.config.dtype == "bf16":
             records_N["features"] = features_ND.to(torch.bfloat16).view(torch.uint16).numpy()
         elif self.config.dtype == "fp32":
@@ -65,18 +62,3 @@ class FeaturesCodec(Codec):
         scale_N1 = torch.from_numpy(records_N["scale"].copy())[:, None]
         features_ND = stored_ND.to(device, non_blocking=True).float()
         return FeatureSignal(features_ND * (scale_N1.to(device, non_blocking=True) / 127), head)
-
-    def differences(
-        self,
-        records_N: np.ndarray,
-        features_ND: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        positions_N: np.ndarray,
-        *,
-        seed: int,
-    ) -> np.ndarray:
-        """Largest difference of log-probabilities at temperature 1, over likely tokens and the target; [N]."""
-        head = head._replace(weight_VD=head.weight_VD.float())
-        signal = self.decode(records_N, head, positions_N, device=head.weight_VD.device, draw=0)
-        return dense_differences(signal, features_ND, head, targets_N)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from students.head import Head
 from teachers.codecs.codec import Codec
-from teachers.codecs.logits import dense_differences, fill, logit_blocks
+from teachers.codecs.logits import fill, logit_blocks
+from teachers.codecs.said import Said
 from teachers.signal import LogitSignal
 
 
@@ -29,12 +29,10 @@ class FullCodec(Codec):
         """`logits`."""
         return np.dtype([("logits", "<f2", (self.vocab_size,))])
 
-    def encode(
-        self, features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray, *, seed: int
-    ) -> np.ndarray:
+    def encode(self, said: Said, *, seed: int) -> np.ndarray:
         """Records of logits; nothing is drawn."""
-        records_N = np.empty(len(features_ND), self.record)
-        for block in logit_blocks(features_ND, head, targets_N, positions_N):
+        records_N = np.empty(len(said), self.record)
+        for block in logit_blocks(said):
             shifted_nV = block.logits_nV - block.logits_nV.amax(-1, keepdim=True)
             # fp16 ends at -65504, and -inf would become NaN in a loss; a token below has no mass at any temperature
             # under several hundred, so none is lost
@@ -47,17 +45,3 @@ class FullCodec(Codec):
         """The logits, in fp16."""
         stored_NV = torch.from_numpy(np.ascontiguousarray(records_N["logits"]))
         return LogitSignal(stored_NV.to(device, non_blocking=True))
-
-    def differences(
-        self,
-        records_N: np.ndarray,
-        features_ND: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        positions_N: np.ndarray,
-        *,
-        seed: int,
-    ) -> np.ndarray:
-        """Largest difference of log-probabilities at temperature 1, over likely tokens and the target; [N]."""
-        signal = self.decode(records_N, None, positions_N, device=head.weight_VD.device, draw=0)
-        return dense_differences(signal, features_ND, head, targets_N)

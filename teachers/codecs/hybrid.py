@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from corpora.addressed import address, hashes
 from students.head import Head
 from teachers.codecs.codec import Codec
 from teachers.codecs.logits import fill, logit_blocks
+from teachers.codecs.said import Said
 from teachers.codecs.sparse import draw_tokens, id_type, on_device, share_redrawn
 from teachers.codecs.topk import TopKCodec
 from teachers.config import CacheConfig
@@ -44,13 +44,11 @@ class HybridCodec(Codec):
         pool = [("pool", id_type(self.vocab_size), shape)] if self._has_tail else []
         return np.dtype([*self._top_k.record.descr, *pool])
 
-    def encode(
-        self, features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray, *, seed: int
-    ) -> np.ndarray:
+    def encode(self, said: Said, *, seed: int) -> np.ndarray:
         """Records with a pool drawn i.i.d. from p_T outside the top-k."""
-        records_N = np.empty(len(features_ND), self.record)
+        records_N = np.empty(len(said), self.record)
         keys = [address(seed, "tail", str(temperature)) for temperature in self.config.temperatures]
-        for block in logit_blocks(features_ND, head, targets_N, positions_N):
+        for block in logit_blocks(said):
             records_n = records_N[block.rows]
             tails = self._top_k.write(records_n, block)
             if self._has_tail:
@@ -89,19 +87,10 @@ class HybridCodec(Codec):
         start_N = (hashes(address(0, "tail visits", lap), positions_N) % np.uint64(pool)).astype(np.int64)
         return (start_N[:, None] + turn * draws + np.arange(draws)) % pool
 
-    def differences(
-        self,
-        records_N: np.ndarray,
-        features_ND: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        positions_N: np.ndarray,
-        *,
-        seed: int,
-    ) -> np.ndarray:
+    def differences(self, records_N: np.ndarray, said: Said, *, seed: int) -> np.ndarray:
         """What `topk` says, or the share of the pool that is not what is drawn afresh, whichever is larger; [N]."""
-        differences_N = self._top_k.differences(records_N, features_ND, head, targets_N, positions_N, seed=seed)
+        differences_N = self._top_k.differences(records_N, said, seed=seed)
         if not self._has_tail:
             return differences_N
-        afresh_N = self.encode(features_ND, head, targets_N, positions_N, seed=seed)
+        afresh_N = self.encode(said, seed=seed)
         return np.maximum(differences_N, share_redrawn(records_N["pool"], afresh_N["pool"]))

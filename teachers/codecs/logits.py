@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from students.head import Head
+from teachers.codecs.said import Said
 from teachers.signal import DenseSignal, row_chunks
 
 BLOCK = 128  # positions: enough work for one reading of the head, and 8 MB of logits at V = 16,000
@@ -33,22 +33,22 @@ class Block:
 
 
 @torch.no_grad()
-def logit_blocks(features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray) -> Iterator[Block]:
-    """Blocks of a batch, in order, with fp32 logits on the head's device.
+def logit_blocks(said: Said) -> Iterator[Block]:
+    """Blocks of what is said, in order, with fp32 logits on the head's device.
 
     The last bits of a row of a matrix product depend on the number of rows. All blocks have the same, so a position's
     record does not depend on the batch it is made in.
     """
-    device = head.weight_VD.device
-    head = head._replace(weight_VD=head.weight_VD.float())
-    for first in range(0, len(features_ND), BLOCK):
-        rows = slice(first, min(first + BLOCK, len(features_ND)))
+    device = said.head.weight_VD.device
+    head = said.head._replace(weight_VD=said.head.weight_VD.float())
+    for first in range(0, len(said), BLOCK):
+        rows = slice(first, min(first + BLOCK, len(said)))
         missing = first + BLOCK - rows.stop
-        features_nD = functional.pad(features_ND[rows].to(device).float(), (0, 0, 0, missing))
+        features_nD = functional.pad(said.features_ND[rows].to(device).float(), (0, 0, 0, missing))
         with torch.autocast(device.type, enabled=False):
             logits_nV = head.logits(features_nD)
-        targets_n = functional.pad(targets_N[rows].to(device), (0, missing))
-        yield Block(rows, logits_nV, targets_n, np.pad(positions_N[rows], (0, missing)))
+        targets_n = functional.pad(said.targets_N[rows].to(device), (0, missing))
+        yield Block(rows, logits_nV, targets_n, np.pad(said.positions_N[rows], (0, missing)))
 
 
 def fill(field_n: np.ndarray, values_n: Tensor) -> None:
@@ -57,10 +57,10 @@ def fill(field_n: np.ndarray, values_n: Tensor) -> None:
 
 
 @torch.no_grad()
-def live_logits(features_ND: Tensor, head: Head) -> Iterator[tuple[slice, Tensor]]:
-    """Parts of a batch and their fp32 logits, for comparisons."""
-    for rows in row_chunks(len(features_ND), len(head.weight_VD), CHUNK_BYTES):
-        yield rows, head.logits(features_ND[rows].float())
+def live_logits(said: Said) -> Iterator[tuple[slice, Tensor]]:
+    """Parts of what is said and their fp32 logits, for comparisons."""
+    for rows in row_chunks(len(said), len(said.head.weight_VD), CHUNK_BYTES):
+        yield rows, said.head.logits(said.features_ND[rows].float())
 
 
 def largest_difference(recorded_NK: Tensor, live_NK: Tensor) -> Tensor:
@@ -72,15 +72,15 @@ def largest_difference(recorded_NK: Tensor, live_NK: Tensor) -> Tensor:
     return (recorded_NK - live_NK).abs().masked_fill(unlikely_NK, 0.0).amax(-1)
 
 
-def dense_differences(signal: DenseSignal, features_ND: Tensor, head: Head, targets_N: Tensor) -> np.ndarray:
+def dense_differences(signal: DenseSignal, said: Said) -> np.ndarray:
     """How far a dense signal's log-probabilities at temperature 1 are from the live ones, [N].
 
     The largest over likely tokens and the target, likely or not.
     """
     differences = []
-    for rows, logits_nV in live_logits(features_ND, head):
+    for rows, logits_nV in live_logits(said):
         live_nV = logits_nV.log_softmax(-1)
         recorded_nV = signal.logits(rows).log_softmax(-1)
-        at_target_n = (recorded_nV - live_nV).gather(1, targets_N[rows, None].to(live_nV.device))[:, 0].abs()
+        at_target_n = (recorded_nV - live_nV).gather(1, said.targets_N[rows, None].to(live_nV.device))[:, 0].abs()
         differences.append(torch.maximum(largest_difference(recorded_nV, live_nV), at_target_n))
     return torch.cat(differences).cpu().numpy()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from corpora.addressed import address
 from students.head import Head
 from teachers.codecs.codec import Codec
 from teachers.codecs.logits import fill, logit_blocks
+from teachers.codecs.said import Said
 from teachers.codecs.sparse import (
     draw_tokens,
     entropy,
@@ -21,7 +21,6 @@ from teachers.codecs.sparse import (
     on_device,
     share_redrawn,
     shared_fields,
-    sparse_differences,
     write_target,
 )
 from teachers.config import CacheConfig
@@ -47,13 +46,11 @@ class SampledCodec(Codec):
         shape = (len(self.config.temperatures), self.config.draws)
         return np.dtype([("drawn", id_type(self.vocab_size), shape), *shared_fields(self.config)])
 
-    def encode(
-        self, features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray, *, seed: int
-    ) -> np.ndarray:
+    def encode(self, said: Said, *, seed: int) -> np.ndarray:
         """Records of draws, each temperature's apart from the others'."""
-        records_N = np.empty(len(features_ND), self.record)
+        records_N = np.empty(len(said), self.record)
         keys = [address(seed, "sampled", str(temperature)) for temperature in self.config.temperatures]
-        for block in logit_blocks(features_ND, head, targets_N, positions_N):
+        for block in logit_blocks(said):
             records_n = records_N[block.rows]
             write_target(records_n, block)
             for number, (temperature, key) in enumerate(zip(self.config.temperatures, keys, strict=True)):
@@ -76,19 +73,9 @@ class SampledCodec(Codec):
         }
         return SparseSignal("sampled", at, on_device(records_N["target_log_prob"], device))
 
-    def differences(
-        self,
-        records_N: np.ndarray,
-        features_ND: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        positions_N: np.ndarray,
-        *,
-        seed: int,
-    ) -> np.ndarray:
+    def differences(self, records_N: np.ndarray, said: Said, *, seed: int) -> np.ndarray:
         """Share of the draws that are not what is drawn afresh, or difference of entropy or target in nats,
         whichever is larger; [N]."""
-        signal = self.decode(records_N, None, positions_N, device=head.weight_VD.device, draw=0)
-        differences_N = sparse_differences(signal, features_ND, head, targets_N)
-        afresh_N = self.encode(features_ND, head, targets_N, positions_N, seed=seed)
+        differences_N = super().differences(records_N, said, seed=seed)
+        afresh_N = self.encode(said, seed=seed)
         return np.maximum(differences_N, share_redrawn(records_N["drawn"], afresh_N["drawn"]))

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from corpora.addressed import uniforms
-from students.head import Head
 from teachers.codecs.logits import Block, fill, largest_difference, live_logits
+from teachers.codecs.said import Said
 from teachers.config import CacheConfig
 from teachers.signal import SparseSignal
 
@@ -63,16 +63,16 @@ def on_device(field_N: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(field_N.copy()).to(device, non_blocking=True)
 
 
-def sparse_differences(signal: SparseSignal, features_ND: Tensor, head: Head, targets_N: Tensor) -> np.ndarray:
+def sparse_differences(signal: SparseSignal, said: Said) -> np.ndarray:
     """Largest difference in nats between a sparse signal and the live teacher, [N].
 
     Over the target's log-probability, and at each stored temperature the entropy, and where the signal has them the
     log-probabilities of likely kept tokens and of all others together.
     """
     differences = []
-    for rows, logits_nV in live_logits(features_ND, head):
+    for rows, logits_nV in live_logits(said):
         device = logits_nV.device
-        live_n = logits_nV.log_softmax(-1).gather(1, targets_N[rows, None].to(device))[:, 0]
+        live_n = logits_nV.log_softmax(-1).gather(1, said.targets_N[rows, None].to(device))[:, 0]
         found = [(signal.target_log_probs_N[rows].to(device) - live_n).abs()]
         for temperature in signal.at:
             recorded = signal.expand(rows, temperature)

@@ -13,7 +13,8 @@ from torch import Tensor
 from students.head import Head
 from teachers.codecs.codec import Codec
 from teachers.codecs.logits import Block, fill, logit_blocks
-from teachers.codecs.sparse import entropy, id_type, on_device, shared_fields, sparse_differences, write_target
+from teachers.codecs.said import Said
+from teachers.codecs.sparse import entropy, id_type, on_device, shared_fields, write_target
 from teachers.config import CacheConfig
 from teachers.signal import Expanded, SparseSignal
 
@@ -43,12 +44,10 @@ class TopKCodec(Codec):
         kept = [("ids", id_type(self.vocab_size), (self.kept,)), ("log_probs", "<f2", (self.kept,))]
         return np.dtype([*kept, ("log_tail", "<f4", (len(self.config.temperatures),)), *shared_fields(self.config)])
 
-    def encode(
-        self, features_ND: Tensor, head: Head, targets_N: Tensor, positions_N: np.ndarray, *, seed: int
-    ) -> np.ndarray:
+    def encode(self, said: Said, *, seed: int) -> np.ndarray:
         """Records of what is likeliest; nothing is drawn."""
-        records_N = np.empty(len(features_ND), self.record)
-        for block in logit_blocks(features_ND, head, targets_N, positions_N):
+        records_N = np.empty(len(said), self.record)
+        for block in logit_blocks(said):
             self.write(records_N[block.rows], block)
         return records_N
 
@@ -90,17 +89,3 @@ class TopKCodec(Codec):
                 entropy_NC[:, number],
             )
         return SparseSignal("truncated", at, on_device(records_N["target_log_prob"], device))
-
-    def differences(
-        self,
-        records_N: np.ndarray,
-        features_ND: Tensor,
-        head: Head,
-        targets_N: Tensor,
-        positions_N: np.ndarray,
-        *,
-        seed: int,
-    ) -> np.ndarray:
-        """Largest difference of log-probabilities of likely tokens, of the tail, the entropy or the target; [N]."""
-        signal = self.decode(records_N, None, positions_N, device=head.weight_VD.device, draw=0)
-        return sparse_differences(signal, features_ND, head, targets_N)
