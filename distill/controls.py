@@ -25,6 +25,7 @@ from distill.config import ScheduleConfig, StudentConfig, TermConfig, TrainConfi
 from distill.evaluate import member_nats
 from distill.step_data import view_shares
 from distill.train import num_steps, row_plan
+from students.run_folder import weight_files
 from teachers.ensemble import Ensemble
 from teachers.pools import normalised
 
@@ -110,7 +111,8 @@ def _foreign_capture_flops(project: Project, teacher: str) -> float:
     cache, masked = project.recipe.cache, project.teacher_objective(teacher) == "masked"
     tokens = sum(len(stream) for stream in project.corpus.streams.values())
     passes = cache.rounds * cache.num_folds if masked else 1
-    return 2.0 * _stored_parameters(project.teacher_folder(teacher) / "model.safetensors") * passes * tokens
+    parameters = sum(_stored_parameters(path) for path in weight_files(project.teacher_folder(teacher)))
+    return 2.0 * parameters * passes * tokens
 
 
 def _stored_parameters(path: Path) -> int:

@@ -27,11 +27,11 @@ from distill.losses import (
     z_loss,
 )
 from students.head import Head
-from teachers.signal import Expanded, Signal, row_chunks
+from teachers.signal import Signal, row_chunks
 
-# fp32 logits of a chunk. On CPUs about 400 rows of 16,000 types: with a third of them, the products read the heads for
-# too little work (5 % of a step with two teachers); with more, memory grows and little else
-CHUNK_BYTES = {"cpu": 24 << 20, "cuda": 256 << 20}
+# fp32 logits of a chunk. On CPUs about 500 rows of 16,000 types: with a quarter of them, the products read the heads
+# for too little work (5 % of a step with two teachers); with more, memory grows and little else
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 256 << 20}
 LEAST_ROWS = 128  # whatever the vocabulary
 
 
@@ -57,16 +57,19 @@ class RowTerm:
 
 
 def weighted_loss(
-    features_ND: Tensor, targets_N: Tensor, head: Head, terms: Sequence[RowTerm]
+    features_ND: Tensor, targets_N: Tensor, head: Head, terms: Sequence[RowTerm], *, values: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Sum over rows and terms of row weight * loss, and each term's loss of each row, detached; fp32, [] and [X, N].
 
     Differentiable in the features, the head's weight and its bias. The losses of rows are what curves show: in nats,
     with the factor T^2, without label smoothing and z-loss.
+
+    Without `values` the gradient is the same, but divergences are not worked out and count as 0: most steps log
+    nothing, and an entropy takes as long as a softmax.
     """
     # asked here: inside, gradients are off, and a context says what could have one
     wanted = torch.is_grad_enabled()
-    return _apply(features_ND, head.weight_VD, head.bias_V, targets_N, head, terms, wanted)
+    return _apply(features_ND, head.weight_VD, head.bias_V, targets_N, head, terms, wanted, values)
 
 
 class _WeightedLoss(torch.autograd.Function):
@@ -80,6 +83,7 @@ class _WeightedLoss(torch.autograd.Function):
         head: Head,
         terms: Sequence[RowTerm],
         wanted: bool,
+        values: bool,
     ) -> tuple[Tensor, Tensor]:
         device = features_ND.device
         dtype = _product_dtype(features_ND)
@@ -94,7 +98,7 @@ class _WeightedLoss(torch.autograd.Function):
             for rows in row_chunks(len(targets_N), len(weight_VD), CHUNK_BYTES[device.type], at_least=LEAST_ROWS):
                 logits_nV = head.logits(inputs_ND[rows])
                 slope_nV = None if head.softcap is None else _softcap_slope(logits_nV, head.softcap)
-                chunk = _Chunk(logits_nV, targets_N[rows], rows, wants_gradient=wanted)
+                chunk = _Chunk(logits_nV, targets_N[rows], rows, wants_gradient=wanted, wants_values=values)
                 total += chunk.add(terms, losses_XN)
                 if gradients is not None:
                     gradients.add(rows, slope_nV, chunk.gradient_nV)
@@ -112,7 +116,7 @@ class _WeightedLoss(torch.autograd.Function):
             None if gradient is None else (gradient * factor).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         ]
-        return *found, None, None, None, None
+        return *found, None, None, None, None, None
 
 
 # a graph break for torch.compile: nothing in here gains from being traced
@@ -131,12 +135,14 @@ class _Chunk:
     It takes the memory of the logits: log-probabilities, then gradients, lie where they were.
     """
 
-    def __init__(self, logits_nV: Tensor, targets_n: Tensor, rows: slice, *, wants_gradient: bool) -> None:
+    def __init__(
+        self, logits_nV: Tensor, targets_n: Tensor, rows: slice, *, wants_gradient: bool, wants_values: bool
+    ) -> None:
         self._targets_n, self._rows = targets_n, rows
         self._first_n = logits_nV[:, 0].clone()
         # fp32: a bf16 log-softmax loses the tail that the teacher is there to teach
         self._log_probs_nV = torch.log_softmax(logits_nV, -1, out=logits_nV)
-        self._wants_gradient = wants_gradient
+        self._wants_gradient, self._wants_values = wants_gradient, wants_values
         self._gradient_nV: Tensor | None = None
 
     @property
@@ -195,32 +201,29 @@ class _Chunk:
             self._rows,
             term.temperature,
             log_weights=loss.needs_log_weights,
-            entropy=loss.value is forward_kl,
+            entropy=self._wants_values and loss.value is forward_kl,
         )
         assert teacher.kind in loss.accepts, f"{term.config.loss} is wrong for {teacher.kind} signals"
         weight = weight * factor
-        if teacher.kind == "sampled":
-            return self._sampled(softmax, teacher, weight) * factor
-        if teacher.ids_NK is not None:
+        log_probs_nK = softmax.log_probs_nV
+        if teacher.kind == "sampled":  # forward KL from some tokens; `losses` says the same of all tokens
+            assert teacher.ids_NK is not None
+            softmax.add_tokens(teacher.ids_NK, -_column(weight) * teacher.weights_NK)
+            log_probs_nK = log_probs_nK.gather(1, teacher.ids_NK) if self._wants_values else log_probs_nK
+        elif teacher.ids_NK is not None:
             log_probs_nK, coarse = bucketed(softmax.log_probs_nV, teacher)
             if self._wants_gradient:
                 slope_nK = loss.slope(log_probs_nK, coarse, term.config)
                 softmax.add_slope(unbucketed(slope_nK, log_probs_nK, softmax.log_probs_nV, teacher), weight)
-            return loss.value(log_probs_nK, coarse, term.config) * factor
-        if self._wants_gradient:
+            teacher = coarse
+        elif self._wants_gradient:
             if loss.value is forward_kl:  # its slope, -p, adds up to -1 in every row
                 softmax.add_target(teacher.weights_NK, weight)
             else:
-                softmax.add_slope(loss.slope(softmax.log_probs_nV, teacher, term.config), weight)
-        return loss.value(softmax.log_probs_nV, teacher, term.config) * factor
-
-    @staticmethod
-    def _sampled(softmax: _Softmax, teacher: Expanded, weight: Tensor | float) -> Tensor:
-        """Forward KL from some tokens of the teacher; `losses` says the same of all tokens."""
-        assert teacher.ids_NK is not None and teacher.entropy_N is not None
-        per_token = weight[:, None] if isinstance(weight, Tensor) else weight
-        softmax.add_tokens(teacher.ids_NK, -per_token * teacher.weights_NK)
-        return -(teacher.weights_NK * softmax.log_probs_nV.gather(1, teacher.ids_NK)).sum(-1) - teacher.entropy_N
+                softmax.add_slope(loss.slope(log_probs_nK, teacher, term.config), weight)
+        if not self._wants_values:
+            return torch.zeros_like(self._first_n)
+        return loss.value(log_probs_nK, teacher, term.config) * factor
 
 
 class _Softmax:
@@ -291,7 +294,8 @@ class _Gradients:
         wants_features, wants_weight, wants_bias = wanted
         self._features_ND = torch.empty_like(inputs_ND) if wants_features else None
         # fp32: many chunks are added up
-        self._weight_VD = torch.zeros_like(head.weight_VD, dtype=_sum_dtype(inputs_ND)) if wants_weight else None
+        self._weight_VD = torch.empty_like(head.weight_VD, dtype=_sum_dtype(inputs_ND)) if wants_weight else None
+        self._is_first = True  # of the chunks: its part is written where the others' are added
         wants_bias = wants_bias and head.bias_V is not None
         self._bias_V = inputs_ND.new_zeros(len(head.weight_VD), dtype=_sum_dtype(inputs_ND)) if wants_bias else None
 
@@ -311,9 +315,13 @@ class _Gradients:
         if self._weight_VD is None:
             return
         if self._weight_VD.dtype == inputs_nD.dtype:  # the product adds to what is there, without a buffer
-            torch.addmm(self._weight_VD, grad_nV.T, inputs_nD, out=self._weight_VD)
+            beta = 0 if self._is_first else 1
+            torch.addmm(self._weight_VD, grad_nV.T, inputs_nD, beta=beta, out=self._weight_VD)
+        elif self._is_first:
+            self._weight_VD.copy_(grad_nV.T @ inputs_nD)
         else:
             self._weight_VD += grad_nV.T @ inputs_nD
+        self._is_first = False
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Gradients in features, weight and bias; None where they were not wanted."""

@@ -37,35 +37,46 @@ class Objective(nn.Module):
         self.model = model
         self.projections = projections if projections is not None else nn.ModuleDict()
 
-    def forward(self, parts: Sequence[Part]) -> tuple[Tensor, dict[str, Tensor]]:
-        """The weighted sum of all terms, and by name each term's plain sum over its targets, detached; fp32."""
+    def forward(self, parts: Sequence[Part], values: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of all terms, and by name each term's plain sum over its targets, detached; fp32.
+
+        Without `values` gradients are the same, but divergences are not worked out and count as 0.
+        """
         losses, sums = [], {}
         for part in parts:
             features_ND = self.model.target_features(part.batch)
-            targets_N = part.batch.targets_BT[part.batch.has_target_BT]
             of_features = [term for term in part.terms if term.config.loss in FEATURE_LOSSES]
             of_tokens = [term for term in part.terms if term.config.loss not in FEATURE_LOSSES]
-            loss, losses_XN = weighted_loss(features_ND, targets_N, self.model.head(), of_tokens)
-            losses.append(loss)
-            values = dict(zip((term.name for term in of_tokens), losses_XN, strict=True))
+            found: dict[str, Tensor] = {}
+            if of_tokens:
+                targets_N = part.batch.targets_BT[part.batch.has_target_BT]
+                loss, losses_XN = weighted_loss(features_ND, targets_N, self.model.head(), of_tokens, values=values)
+                losses.append(loss)
+                found = dict(zip((term.name for term in of_tokens), losses_XN, strict=True))
             for term in of_features:
-                values[term.name] = self._feature_loss(features_ND, term)
-                losses.append((values[term.name] * term.weights(slice(None))).sum())
+                found[term.name] = self._feature_loss(features_ND, term)
+                losses.append((found[term.name] * term.weights(slice(None))).sum())
             for term in part.terms:
-                sums[term.name] = sums.get(term.name, 0.0) + _heard(values[term.name].detach(), term).sum()
-        # DDP waits for every parameter, also for those of a term that has no row in this process
-        losses += [0.0 * parameter.sum() for parameter in self.projections.parameters()]
+                sums[term.name] = sums.get(term.name, 0.0) + _heard(found[term.name].detach(), term).sum()
+        # DDP waits for every parameter, also for those that no term of these rows has asked
+        idle = list(self.projections.parameters())
+        if all(term.config.loss in FEATURE_LOSSES for part in parts for term in part.terms):
+            idle += [tensor for tensor in self.model.head()[:2] if tensor is not None]
+        losses += [0.0 * parameter.sum() for parameter in idle]
         return torch.stack(losses).sum(), sums
 
     def _feature_loss(self, features_ND: Tensor, term: RowTerm) -> Tensor:
         """Weighted mean over the members of how far the student's projected features are from theirs, [N]."""
         assert term.signal is not None
-        total_N = features_ND.new_zeros(len(features_ND), dtype=torch.float32)
+        losses_N = []
         for place, (member, weight) in enumerate(zip(term.signal.members, term.signal.weights, strict=True)):
             assert isinstance(member, FeatureSignal), "the recipe was checked"
-            projected_ND = self.projections[_key(term.number, place)](features_ND).float()
-            total_N = total_N + weight * FEATURE_LOSSES[term.config.loss](projected_ND, member.features_ND.float())
-        return total_N
+            projected_ND = self.projections[_key(term.number, place)](features_ND)
+            # fp32 at least: under autocast the projection's type is bf16
+            dtype = torch.promote_types(projected_ND.dtype, torch.float32)
+            measure = FEATURE_LOSSES[term.config.loss]
+            losses_N.append(weight * measure(projected_ND.to(dtype), member.features_ND.to(dtype)))
+        return torch.stack(losses_N).sum(0)
 
 
 def feature_projections(student_width: int, ensembles: dict[int, Ensemble], seed: int) -> nn.ModuleDict:

@@ -25,9 +25,11 @@ from distill.plan import Plan, plan
 from distill.run import Run, average_folder, snapshot_folder
 from distill.step_data import Term, view_shares
 from students.language_model import LanguageModel
-from students.run_folder import load_model
+from students.narrowed import Narrowed
+from students.run_folder import NETWORK_CONFIG, WEIGHTS, load_model, weight_files
 from teachers.cache import CachedTeacher, CacheKey, cached_view
 from teachers.ensemble import Ensemble
+from teachers.pools import normalised
 from teachers.weights import FittedWeights
 
 MOST_NAME = 80  # characters of a readable name; file systems take 255 bytes
@@ -107,7 +109,9 @@ class Project:
     def teacher_weights(self, name: str) -> str:
         """Digest of a teacher's weights; its tokenizer must be the project's (else InputRefused)."""
         folder = self.teacher_folder(name)
-        weights, tokenizer = _weights_and_tokenizer(folder, self.recipe.teachers[name].path is not None)
+        if folder not in self._digests:  # gigabytes are read once
+            self._digests[folder] = _weights_and_tokenizer(folder, self.recipe.teachers[name].path is not None)
+        weights, tokenizer = self._digests[folder]
         if tokenizer != self.corpus.tokenizer.digest:
             raise InputRefused(
                 f"teachers.{name} ({folder}): its tokenizer is {tokenizer[:8]}, the project's is "
@@ -116,9 +120,19 @@ class Project:
             )
         return weights
 
+    @cached_property
+    def _digests(self) -> dict[Path, tuple[str, str]]:
+        return {}
+
     def load_teacher(self, name: str) -> LanguageModel:
         """The trained model."""
-        return load_model(self.teacher_folder(name))
+        return self.load(self.teacher_folder(name))
+
+    def load(self, folder: Path) -> LanguageModel:
+        """The model of a folder; of a wider output embedding, what the project's tokenizer has tokens for."""
+        model = load_model(folder)
+        vocab_size = self.corpus.vocab_size
+        return Narrowed(model, vocab_size) if len(model.head().weight_VD) > vocab_size else model
 
     # caches
 
@@ -269,13 +283,16 @@ class Project:
             return as_plain(term)
         pool = self.pool(term)
         caches = {name: self.cache_key(name, "train").fingerprint() for name in pool.members}
+        weights = self.resolved_weights(pool)
         resolved: dict[str, Any] = {
-            "weights": self.resolved_weights(pool),
+            "weights": dict(zip(weights, normalised(list(weights.values())), strict=True)),
             "temperature": self.resolved_temperature(pool),
         }
         if self.recipe.cache.codec == "hybrid":  # it is no matter of the cache how much of its pool is heard at a visit
             resolved["tail_draws"] = self.recipe.cache.tail_draws
-        return as_plain(term) | {"resolved": resolved, "caches": caches}
+        # 1 and 1 is 2 and 2: what counts is what the members' weights come to
+        written = {key: value for key, value in as_plain(term).items() if key not in ("members", "weights")}
+        return written | {"resolved": resolved, "caches": caches}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,16 +341,15 @@ def _weights_and_tokenizer(folder: Path, foreign: bool) -> tuple[str, str]:
     """Digests of a teacher's weights and tokenizer: of a run folder, or of a Hugging Face folder without a manifest."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "run":
-        return manifest.files["model.safetensors"]["digest"], manifest.facts["tokenizer"]
+        return manifest.files[WEIGHTS]["digest"], manifest.facts["tokenizer"]
     if not foreign:
         raise Damaged(f"{folder}: the teacher is not trained; run `cuvee train` with the same recipe")
-    needed = ("model.safetensors", "config.json", "tokenizer.json")
-    missing = [name for name in needed if not (folder / name).exists()]
+    missing = [name for name in (NETWORK_CONFIG, "tokenizer.json") if not (folder / name).exists()]
     if missing:
         raise InputRefused(
             f"{folder}: {' and '.join(missing)} missing; a teacher's folder needs weights, their configuration and the "
             "tokenizer"
         )
     # the same weights mean another model with another configuration
-    described = file_digest(folder / "model.safetensors"), file_digest(folder / "config.json")
+    described = [file_digest(path) for path in (*weight_files(folder), folder / NETWORK_CONFIG)]
     return digest("".join(described).encode()), read_tokenizer(folder).digest

@@ -26,7 +26,7 @@ from corpora.synthetic_pairs import minimal_pairs
 from corpora.tokenizer import TextTokenizer
 from distill.evaluate import model_nats, pool_nats
 from distill.project import MOST_NAME, Pool, Project
-from students.run_folder import load_model
+from students.run_folder import WEIGHTS, load_model
 from teachers.cache import cached_view
 from teachers.ensemble import pooled_log_probs
 
@@ -187,7 +187,7 @@ def _student(project: Project, name: str, control: str | None) -> list[Contender
     manifest = read_manifest(run.folder)
     assert manifest is not None, f"{run.folder} is trained before it is scored"
     views: list[Objective] = manifest.facts["views"]
-    weights = manifest.files["model.safetensors"]["digest"]
+    weights = manifest.files[WEIGHTS]["digest"]
     role: Role = "control" if control else "student"
     found = [_model(project, run.name, role, view, run.folder, weights) for view in views]
     if len(views) == 1:
@@ -199,7 +199,7 @@ def _model(project: Project, name: str, role: Role, objective: Objective, folder
     manifest = read_manifest(folder)
 
     def measure(device: torch.device) -> tuple[Candidate, np.ndarray, np.ndarray]:
-        model = load_model(folder).to(device)
+        model = project.load(folder).to(device)
         positions_N, nats_N = model_nats(model, project.corpus, "test", objective, project.recipe.cache)
         return candidate_from_model(name, model, objective), positions_N, nats_N
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from corpora.loader import plan_rows
 from corpora.prepare import Corpus
@@ -25,13 +26,14 @@ from distill.objective import Objective
 from distill.precision import autocast
 from distill.speed_data import Shapes, cached_stand_in, random_model
 from distill.step_data import StepData, Term, step_data
+from students.attention import SDPA
 from teachers.cache import CachedTeacher
 from teachers.config import CacheConfig
 from teachers.ensemble import Ensemble
 
 CROSS_ENTROPY = Term(TermConfig(loss="cross_entropy"), None)
 ALPHA = 0.5  # share of the teachers, as in BabyLlama
-Step = Callable[[], Tensor]  # does one step and returns its loss, detached
+Step = Callable[[], Tensor]  # does one step and returns what it differentiates, detached
 
 
 class Steps:
@@ -59,7 +61,8 @@ class Steps:
             total = torch.zeros((), device=self.device)
             for parts in data.micro_batches:
                 with autocast(self.precision, self.device):
-                    loss, _ = self._objective(parts)
+                    # as in most steps of a run, of which one in ten is logged
+                    loss, _ = self._objective(parts, values=False)
                 self.processes.backward(loss)
                 total += loss.detach()
             self._objective.zero_grad(set_to_none=True)
@@ -79,7 +82,7 @@ class Steps:
         """The same weights and rows through `LlamaForCausalLM(labels=...)`."""
 
         def loss_of(input_ids_BT: Tensor) -> Tensor:
-            return self._model.network(input_ids=input_ids_BT, labels=input_ids_BT).loss
+            return self._theirs(input_ids=input_ids_BT, labels=input_ids_BT).loss
 
         return self._alternative(loss_of)
 
@@ -89,12 +92,17 @@ class Steps:
         With `hold_bf16` their weights are held in that type, which saves autocast the conversion in every step.
         """
         networks = self._live_bf16 if hold_bf16 else self._live
-        return self._alternative(lambda input_ids_BT: baby_llama_loss(self._model.network, networks, input_ids_BT))
+        return self._alternative(lambda input_ids_BT: baby_llama_loss(self._theirs, networks, input_ids_BT))
+
+    @cached_property
+    def _theirs(self) -> PreTrainedModel:
+        """The student as transformers runs it."""
+        return _plain(copy.deepcopy(self._model.network))
 
     @cached_property
     def _live(self) -> Sequence[nn.Module]:
         models = [random_model(config, self._shapes.vocab_size) for config in self._shapes.teachers.values()]
-        return [model.eval().requires_grad_(False).to(self.device).network for model in models]
+        return [_plain(model.eval().requires_grad_(False).to(self.device).network) for model in models]
 
     @cached_property
     def _live_bf16(self) -> Sequence[nn.Module]:
@@ -115,7 +123,7 @@ class Steps:
             with autocast(self.precision, self.device):
                 loss = loss_of(part.batch.input_ids_BT)
             loss.backward()
-            self._objective.zero_grad(set_to_none=True)
+            self._theirs.zero_grad(set_to_none=True)
             return loss.detach()
 
         return step
@@ -132,6 +140,13 @@ class Steps:
             processes=self.processes,
             precision=self.precision,
         )
+
+
+def _plain(network: PreTrainedModel) -> PreTrainedModel:
+    """A network with transformers' own attention instead of ours."""
+    if network.config._attn_implementation == SDPA:
+        network.set_attn_implementation("sdpa")
+    return network
 
 
 def baby_llama_loss(

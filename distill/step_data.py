@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 import torch
 
 from corpora.batch import Batch, Objective, View, causal_view, masked_view
 from corpora.errors import RecipeError
-from corpora.loader import RowPlan, Span
+from corpora.loader import Row, RowPlan, Span
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
 from distill.config import TermConfig, TrainConfig
@@ -23,8 +22,6 @@ from distill.schedule import scheduled_share
 from teachers.config import ROUND_STEP, CacheConfig
 from teachers.ensemble import Ensemble
 from teachers.signal import Signal
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,8 @@ def require_rows(config: TrainConfig, world_size: int) -> None:
             f"train.batch_size: {config.batch_size} rows for {world_size} processes, each needs at least one; raise it"
         )
     shares = view_shares(config)
-    missing = set(shares) - {objective for objective, _ in _rows_of_views(range(config.batch_size), shares)}
+    some = [Row(0, (0, 0))] * config.batch_size
+    missing = set(shares) - {objective for objective, _ in _rows_of_views(some, shares)}
     if missing:
         raise RecipeError(
             f"train.batch_size: {config.batch_size} rows leave none for {' and '.join(sorted(missing))} with the "
@@ -103,20 +101,20 @@ def step_data(
     The rows, targets and weights of the whole step are the same on any number of processes.
     """
     shares = view_shares(config)
-    rows = [
-        (step_view(objective, row.epoch, config, cache), row.span)
-        for objective, row in _rows_of_views(plan.rows(step), shares)
-    ]
-    own = processes.own_share(rows)
-    draw = plan.rows(step)[0].epoch  # another pass over the text hears other draws
+    own = processes.own_share(_rows_of_views(plan.rows(step), shares))
     count = _num_micro_batches(len(own), config)
     drafts = [
         [
-            _Draft.of(batch, terms, processes.device, precision, draw=draw)
-            for view, spans in _by_view(own[number::count]).items()
+            # another pass over the text hears other draws
+            _Draft.of(batch, terms, processes.device, precision, draw=epoch)
+            for (objective, epoch), spans in _together(own[number::count]).items()
             for batch in [
                 make_batch(
-                    corpus.streams["train"], spans, view, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size
+                    corpus.streams["train"],
+                    spans,
+                    step_view(objective, epoch, config, cache),
+                    token_ids=corpus.token_ids,
+                    vocab_size=corpus.vocab_size,
                 )
             ]
         ]
@@ -181,7 +179,7 @@ class _Draft:
         )
 
 
-def _rows_of_views(rows: Sequence[T], shares: Mapping[Objective, float]) -> list[tuple[Objective, T]]:
+def _rows_of_views(rows: Sequence[Row], shares: Mapping[Objective, float]) -> list[tuple[Objective, Row]]:
     """The rows of the global batch divided by the shares; which rows a view gets depends on the batch alone."""
     edges = np.round(np.cumsum([0.0, *shares.values()]) * len(rows)).astype(int)
     return [
@@ -191,11 +189,11 @@ def _rows_of_views(rows: Sequence[T], shares: Mapping[Objective, float]) -> list
     ]
 
 
-def _by_view(rows: Sequence[tuple[View, Span]]) -> dict[View, list[Span]]:
-    """Rows of one view make a batch; where a step meets the next epoch, masked rows have two folds, so two views."""
-    grouped: dict[View, list[Span]] = {}
-    for view, span in rows:
-        grouped.setdefault(view, []).append(span)
+def _together(rows: Sequence[tuple[Objective, Row]]) -> dict[tuple[Objective, int], list[Span]]:
+    """Rows of one objective and epoch make a batch: they have one view, and hear the same draws."""
+    grouped: dict[tuple[Objective, int], list[Span]] = {}
+    for objective, row in rows:
+        grouped.setdefault((objective, row.epoch), []).append(row.span)
     return grouped
 
 

@@ -14,13 +14,13 @@ from distill.members import teacher_view, trained_views
 # fields of a term that not every loss or pool reads
 READ_BY: dict[str, set[str]] = {
     "temperature": set(get_args(DivergenceName)),
+    "pool": set(get_args(DivergenceName)),
     "label_smoothing": {"cross_entropy"},
     "z_loss": {"cross_entropy"},
     "beta": {"jensen_shannon"},
     "skew": {"skew_forward_kl", "skew_reverse_kl"},
     "exponent": {"pool: power"},
 }
-
 
 READ_BY_SHAPE: dict[str, set[str]] = {
     "constant": set(),

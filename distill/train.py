@@ -98,7 +98,9 @@ def train(run: Run, processes: Processes) -> None:
                 processes=processes,
                 precision=precision,
             )
-            means = _backward(module, data, run, step=step, precision=precision, processes=processes)
+            done = step + 1
+            logs = done % config.log_every == 0 or done == steps
+            means = _backward(module, data, run, step=step, precision=precision, processes=processes, values=logs)
             norm = float(clip_grad_norm_(module.parameters(), config.grad_clip))
             _require_finite(run, step, norm, means)
             rate = learning_rate(step, steps, config)
@@ -106,14 +108,13 @@ def train(run: Run, processes: Processes) -> None:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-            done = step + 1
             words += sum(stream.words(first, last) for first, last in plan.spans(step))
             if average:
                 average.update(model, done)
             if done in config.snapshots and processes.is_first:
                 folder, depends = snapshot_folder(run.folder, done), snapshot_fingerprint(run, done)
                 save_run(run, folder, model, fingerprint=depends, steps=done, words=words, precision=precision)
-            if done % config.log_every == 0 or done == steps:
+            if logs:
                 tokens = (done - logged_at) * config.batch_size * config.seq_len
                 tracker.log({"step": done, "lr": rate, "grad_norm": norm, "words": words, **means}, tokens=tokens)
                 logged_at = done
@@ -161,9 +162,12 @@ def _require_in_run(run: Run, steps: int) -> None:
 
 
 def _backward(
-    module: nn.Module, data: StepData, run: Run, *, step: int, precision: str, processes: Processes
+    module: nn.Module, data: StepData, run: Run, *, step: int, precision: str, processes: Processes, values: bool
 ) -> dict[str, float]:
-    """Gradients of one step; returns each term's mean in nats per target, over all processes."""
+    """Gradients of one step; returns each term's mean in nats per target, over all processes.
+
+    Without `values` divergences are 0: a teacher that says what is not finite shows in the gradient all the same.
+    """
     sums = dict.fromkeys(data.counts, torch.zeros((), device=processes.device))
     for number, parts in enumerate(data.micro_batches):
         # dropout is drawn by address too, so that nothing random has to be saved
@@ -171,7 +175,7 @@ def _backward(
         later = number < len(data.micro_batches) - 1
         with processes.gradients_later(module, later):
             with autocast(precision, processes.device):
-                loss, term_sums = module(parts)
+                loss, term_sums = module(parts, values)
             processes.backward(loss)
         for name, value in term_sums.items():
             sums[name] = sums[name] + value

@@ -12,7 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from corpora.errors import InputRefused, RecipeError
 from corpora.token_ids import TokenIds
-from students.attention import attention_mask, one_segment_per_row, positions_in_segments
+from students.attention import SDPA, attention_mask, one_segment_per_row, positions_in_segments
 from students.buildable import Buildable, ForwardFlops, default_if_none, gated_ffn_width
 from students.config import ModelConfig
 from students.head import Head
@@ -60,7 +60,7 @@ class Llama(Buildable):
             pad_token_id=token_ids.pad,
             bos_token_id=token_ids.begin,
             eos_token_id=token_ids.end,
-            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]
+            attn_implementation=SDPA,  # pyright: ignore[reportCallIssue]
         )
 
     @classmethod

@@ -29,6 +29,7 @@ from students.pretrained import load_pretrained
 from students.registry import ARCHITECTURES, build_model
 
 WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"  # where Hugging Face models are cut into several files
 NETWORK_CONFIG = "config.json"
 MODEL_CONFIG = "cuvee.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -106,13 +107,34 @@ def _load_from_hugging_face(folder: Path) -> LanguageModel:
     if not path.exists():
         raise InputRefused(f"{folder}: neither a finished run nor a Hugging Face folder ({NETWORK_CONFIG} is missing)")
     described = _read_foreign_json(path)
-    if not (folder / WEIGHTS).exists():
-        raise InputRefused(f"{folder}: {WEIGHTS} is missing; save the model as one safetensors file")
+    files = weight_files(folder)
     model = _build_from_hugging_face(described, path)
     if model is None:
         return load_pretrained(folder, described)
-    _load_weights(model, folder / WEIGHTS)
+    _load_weights(model, *files)
     return model.eval()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a Hugging Face folder: one, or the parts that an index lists.
+
+    Raises InputRefused when there are none, or a part is missing.
+    """
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    index = folder / WEIGHTS_INDEX
+    if not index.exists():
+        raise InputRefused(f"{folder}: neither {WEIGHTS} nor {WEIGHTS_INDEX}; save the model as safetensors")
+    listed = _read_foreign_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+        raise InputRefused(f"{index}: weight_map does not say which file has which weight; save the model again")
+    files = [folder / name for name in sorted(set(listed.values()))]
+    if missing := [file.name for file in files if not file.exists()]:
+        raise InputRefused(
+            f"{folder}: {', '.join(missing)} missing, of the {len(files)} files that {WEIGHTS_INDEX} lists; fetch the "
+            "model again"
+        )
+    return files
 
 
 def _build_from_hugging_face(described: dict[str, Any], path: Path) -> Buildable | None:
@@ -147,12 +169,15 @@ def _read_foreign_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _load_weights(model: Buildable, path: Path) -> None:
+def _load_weights(model: Buildable, *files: Path) -> None:
     """Fill every weight of `model`; names and shapes must be the same on both sides."""
-    try:
-        state = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError as error:
-        raise Damaged(f"{path}: not a safetensors file ({error}); delete {path.parent} and make it again") from error
+    state, path = {}, files[0]
+    for path in files:
+        try:
+            state |= safetensors.torch.load_file(path)
+        except safetensors.SafetensorError as error:
+            told = f"{path}: not a safetensors file ({error}); delete {path.parent} and make it again"
+            raise Damaged(told) from error
     tied = model.network.all_tied_weights_keys
     state |= {name: state[stored] for name, stored in tied.items() if stored in state}
     expected = model.network.state_dict()
@@ -160,5 +185,6 @@ def _load_weights(model: Buildable, path: Path) -> None:
         found_shape = tuple(state[name].shape) if name in state else None
         expected_shape = tuple(expected[name].shape) if name in expected else None
         if found_shape != expected_shape:
-            raise InputRefused(f"{path}: {name} has shape {found_shape}, {NETWORK_CONFIG} means {expected_shape}")
+            place = path if len(files) == 1 else path.parent
+            raise InputRefused(f"{place}: {name} has shape {found_shape}, {NETWORK_CONFIG} means {expected_shape}")
     model.network.load_state_dict(state)

@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -209,7 +210,10 @@ class Signal:
 def row_chunks(rows: int, vocab_size: int, chunk_bytes: int, *, at_least: int = 1) -> list[slice]:
     """Consecutive parts of so many target rows whose fp32 logits take at most `chunk_bytes`; at least one part.
 
-    A part has no fewer than `at_least` rows, whatever they take.
+    A part may have `at_least` so many rows, whatever they take. All are about as large: a short last one would read the
+    head for little work.
     """
-    size = max(chunk_bytes // (4 * vocab_size), at_least)
-    return [slice(first, min(first + size, rows)) for first in range(0, max(rows, 1), size)]
+    most = max(chunk_bytes // (4 * vocab_size), at_least)
+    count = max(-(-rows // most), 1)
+    edges = [rows * number // count for number in range(count + 1)]
+    return [slice(first, last) for first, last in pairwise(edges)]

@@ -95,6 +95,18 @@ def folder_of(project: Project, name: str) -> Path:
     return folder
 
 
+def test_weights_that_come_to_the_same_make_one_student(project: Project, recipe_file: Path) -> None:
+    def student(members: str) -> Path:
+        return (
+            Project(load_recipe(recipe_file, [f"students.student.terms.1.members={members}"]))
+            .student_run("student")
+            .folder
+        )
+
+    assert student("{short: 6, long: 2}") == student("{short: 3, long: 1}") == folder_of(project, "student")
+    assert student("{short: 1, long: 1}") != folder_of(project, "student")
+
+
 def test_equal_operations_are_the_closed_form(project: Project) -> None:
     vocab_size, teachers = project.corpus.vocab_size, project.recipe.teachers
     streams = project.corpus.streams.values()
@@ -140,7 +152,7 @@ def test_the_best_single_teacher_costs_least_on_tune(project: Project, said: str
     manifest = read_manifest(folder_of(project, "student.best_single_teacher"))
     assert manifest is not None
     heard = manifest.fingerprint["terms"][1]
-    assert heard["members"] == {best: 1.0} and list(heard["caches"]) == [best] and heard["weight"] == 0.5
+    assert heard["resolved"]["weights"] == {best: 1.0} and list(heard["caches"]) == [best] and heard["weight"] == 0.5
     assert manifest.fingerprint["terms"][0] == read_manifest(folder_of(project, "student")).fingerprint["terms"][0]  # type: ignore[union-attr]
 
 
@@ -185,8 +197,10 @@ def test_a_foreign_teacher_is_listened_to_and_counted(project: Project, recipe_f
     folder = tmp_path / "guest"
     torch.manual_seed(0)
     sizes = {"n_layer": 1, "n_embd": 16, "n_head": 2, "n_positions": 64}
-    guest = GPT2LMHeadModel(GPT2Config(vocab_size=project.corpus.vocab_size, **sizes))
-    guest.save_pretrained(folder)
+    # in several files, and with a padded embedding, as many are published
+    guest = GPT2LMHeadModel(GPT2Config(vocab_size=project.corpus.vocab_size + 8, **sizes))
+    guest.save_pretrained(folder, max_shard_size="8KB")
+    assert len(list(folder.glob("*.safetensors"))) > 1
     (folder / "tokenizer.json").write_bytes((project.folder / "tokenizer/tokenizer.json").read_bytes())
     members = "students.student.terms.1.members={short: 1, long: 0, guest: 1}"
     overrides = [f"teachers.guest={{path: {folder}, view: causal}}", members]

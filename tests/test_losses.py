@@ -195,6 +195,22 @@ def test_evaluation_without_gradients_does_no_gradient_work(monkeypatch: pytest.
 # what must hold
 
 
+@pytest.mark.parametrize(("loss", "codec"), terms_to_check())
+def test_without_values_the_gradient_is_the_same(loss: str, codec: str) -> None:
+    tensors = student()
+    signal = None if loss == "cross_entropy" else Signal((teacher(codec=codec),), (1.0,))
+    terms = row_term(None, 0.2, z_loss=0.1), row_term(signal, 0.5, loss=loss)
+    head = Head(*tensors[1:])
+    loss_with, losses_XN = weighted_loss(tensors[0], TARGETS, head, terms)
+    loss_without, without_XN = weighted_loss(tensors[0], TARGETS, head, terms, values=False)
+    for one, other in zip(
+        torch.autograd.grad(loss_with, tensors), torch.autograd.grad(loss_without, tensors), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert torch.equal(losses_XN[0], without_XN[0])  # cross-entropy costs nothing
+    assert losses_XN[1].all() and (signal is None) == bool(without_XN[1].any())
+
+
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("codec", ["features", "full", "topk"])
 @pytest.mark.parametrize("loss", DIVERGENCES)
@@ -325,9 +341,58 @@ def test_feature_losses_are_their_formulas_and_train_the_projection() -> None:
 
 @pytest.mark.parametrize("loss", FEATURE_LOSSES)
 def test_gradcheck_of_feature_losses(loss: str) -> None:
-    taught_ND = normal(ROWS, TEACHER_WIDTH, seed=9)
-    inputs = normal(ROWS, WIDTH, seed=7).requires_grad_(), normal(TEACHER_WIDTH, WIDTH, seed=8).requires_grad_()
-    assert torch.autograd.gradcheck(lambda h, weight: FEATURE_LOSSES[loss](h @ weight.T, taught_ND), inputs)
+    members = teacher(10), teacher(20)
+
+    class Pool:
+        members = tuple(type("Teacher", (), {"hidden_size": TEACHER_WIDTH})() for _ in range(2))
+
+    projections = feature_projections(WIDTH, {0: Pool()}, seed=5).double()  # type: ignore[dict-item]
+    objective = Objective(torch.nn.Identity(), projections)  # type: ignore[arg-type]
+    term = row_term(Signal(members, (0.25, 0.75)), loss=loss)
+    features_ND = normal(ROWS, WIDTH, seed=7).requires_grad_()
+    weights = [parameter.detach().clone().requires_grad_() for parameter in projections.parameters()]
+
+    def losses_N(features_ND: Tensor, *weights: Tensor) -> Tensor:
+        for projection, weight in zip(projections.values(), weights, strict=True):
+            del projection.weight  # a parameter would be a copy, outside the graph
+            projection.weight = weight
+        return objective._feature_loss(features_ND, term)
+
+    assert len(weights) == 2
+    assert torch.autograd.gradcheck(losses_N, (features_ND, *weights))
+
+
+# precision
+
+
+@pytest.mark.parametrize("pool", ["mixture", "product"])
+def test_gradients_in_bf16_are_those_in_fp32_within_its_rounding(pool: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, types, width = 64, 300, 16
+    monkeypatch.setattr(fused, "CHUNK_BYTES", {"cpu": 10 * 4 * types})  # the head's gradient is added up of 7 parts
+    features_ND, weight_VD = (normal(size, width, seed=size, dtype=torch.float32) for size in (rows, types))
+    targets_N = torch.arange(rows) * 3
+    members = tuple(
+        FeatureSignal(normal(rows, width, seed=seed), Head(normal(types, width, seed=seed + 1) * 0.5))
+        for seed in (30, 40)
+    )
+
+    def gradients(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        heard = tuple(
+            FeatureSignal(one.features_ND.to(dtype), one.head._replace(weight_VD=one.head.weight_VD.to(dtype)))
+            for one in members
+        )
+        signal = Signal(heard, (0.5, 0.5), pool)
+        terms = row_term(None, 1 / rows), row_term(signal, 1 / rows, loss="forward_kl", temperature=2.0)
+        leaves = features_ND.clone().requires_grad_(), weight_VD.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            loss, _ = weighted_loss(leaves[0], targets_N, Head(leaves[1]), terms)
+        return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+    exact, rounded = gradients(torch.float32), gradients(torch.bfloat16)
+    for one, other in zip(exact, rounded, strict=True):
+        assert other.dtype == torch.float32
+        # bf16 keeps 8 bits: each number is off by up to 2 ** -9, and sums of many by less
+        assert 0 < (one - other).norm() < 2**-7 * one.norm()
 
 
 # schedules

@@ -20,7 +20,7 @@ from corpora.rows import make_batch
 from distill import fused
 from distill.config import ScheduleConfig, TrainConfig
 from distill.distributed import Processes
-from distill.objective import Objective, Part
+from distill.objective import Objective, Part, feature_projections
 from distill.optim import learning_rate, make_optimizer
 from distill.step_data import StepData, Term, require_rows, step_data, step_view, terms_of, view_shares
 from students.buildable import Buildable
@@ -311,6 +311,52 @@ def test_rows_without_targets_change_nothing_and_keep_all_parameters(corpus: Cor
         assert_same(beside[2], alone[2])
         zero = value_and_gradients(model, StepData([silent], {"causal/cross_entropy": 1}))
         assert zero[0] == 0 and not any(gradient.any() for gradient in zero[2].values())
+
+
+def test_a_view_may_compare_features_alone(
+    corpus: Corpus, processes: Processes, teachers: dict[str, CachedTeacher]
+) -> None:
+    model = tiny.model("gptj", corpus)
+    heard = tiny.distillation(teachers["llama"])
+    term = replace(heard, config=replace(heard.config, loss="feature_mse"))
+    [parts] = data_of(corpus, tiny.train_config(), [term], processes).micro_batches
+    projections = feature_projections(model.config.hidden_size, {0: term.ensemble}, 1)
+    objective = Objective(model, projections)
+    loss, sums = objective(parts)
+    loss.backward()
+    assert list(sums) == ["causal/feature_mse"] and float(loss) > 0
+    found = gradients(model)  # all of them, for which DDP waits
+    heads = [gradient for name, gradient in found.items() if "lm_head" in name]
+    assert heads and not any(gradient.any() for gradient in heads)
+    assert any(gradient.any() for gradient in found.values())
+
+
+def test_a_step_that_meets_two_epochs_hears_the_draws_of_each(
+    corpus: Corpus, processes: Processes, teachers: dict[str, CachedTeacher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[tuple[int, int]] = []
+    answer = CachedTeacher.answer
+
+    def listening(self: CachedTeacher, batch: Batch, *args: object, draw: int, **more: object) -> object:
+        heard.append((draw, len(batch)))
+        return answer(self, batch, *args, draw=draw, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CachedTeacher, "answer", listening)
+    config = tiny.train_config(batch_size=8)
+    plan = plan_rows(corpus.streams["train"], seq_len=32, batch_size=8, seed=5, random_offsets=True)
+    assert plan.rows_per_epoch % 8, "an epoch ends in the middle of a step"
+    step, first = divmod(plan.rows_per_epoch, 8)
+    step_data(
+        step,
+        plan,
+        steps=step + 1,
+        corpus=corpus,
+        config=config,
+        cache=tiny.CACHE,
+        terms=[tiny.distillation(teachers["llama"])],
+        processes=processes,
+    )
+    assert heard == [(0, first), (1, 8 - first)]
 
 
 def without_targets(corpus: Corpus, batch: Batch) -> Batch:

@@ -17,6 +17,7 @@ from corpora.batch import Batch, causal_view, masked_view
 from corpora.errors import Damaged, InputRefused
 from corpora.prepare import Corpus
 from corpora.windows import plan_windows, window_batches
+from students.narrowed import Narrowed
 from students.pretrained import Pretrained
 from students.run_folder import load_model
 
@@ -199,10 +200,28 @@ def test_folders_without_a_language_model_are_refused_in_one_line(tmp_path: Path
     (damaged / "model.safetensors").write_bytes(b"no weights")
     assert "safetensors" in refused(damaged, Damaged)
     (damaged / "model.safetensors").unlink()
-    assert "model.safetensors is missing" in refused(damaged)
+    assert "neither model.safetensors nor model.safetensors.index.json" in refused(damaged)
 
 
 def test_another_vocabulary_is_refused_with_both_sizes(corpus: Corpus, tmp_path: Path) -> None:
     model = load_model(saved(tmp_path / "wide", network("gpt2", corpus.vocab_size + 8)))
     with pytest.raises(InputRefused, match=f"{corpus.vocab_size + 8}.*{corpus.vocab_size}"):
         tiny.cached(model, tiny.cache_key(corpus), tmp_path / "cache")
+
+
+def test_a_padded_embedding_is_heard_as_far_as_the_tokenizer_goes(corpus: Corpus, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "wide", network("esm", corpus.vocab_size + 8))
+    teacher = Narrowed(load_model(folder), corpus.vocab_size)
+    cached = tiny.cached(teacher, tiny.cache_key(corpus, stream="test", objective="masked"), tmp_path / "cache")
+    stream = corpus.streams["test"]
+    windows = plan_windows(stream, tiny.WINDOW, objective="masked")[:4]
+    view = masked_view(mask_seed=tiny.CACHE.mask_seed, fold=0, num_folds=3)
+    [batch] = window_batches(stream, windows, view, rows=16, token_ids=corpus.token_ids, vocab_size=corpus.vocab_size)
+    own_NV = own_logits(folder, "esm", batch)
+    told_NV = cached.answer(batch).logits(slice(None)).log_softmax(-1)  # type: ignore[attr-defined]
+    expected_NV = own_NV[:, : corpus.vocab_size].log_softmax(-1)
+    wide_NV = own_NV.log_softmax(-1)[:, : corpus.vocab_size]
+    # windows overlap, and a record is that of the window in which its position is farthest from an edge
+    same_N = (told_NV - expected_NV).abs().amax(-1) < 1e-3
+    assert same_N.float().mean() > 0.5
+    assert not ((told_NV - wide_NV).abs().amax(-1) < 1e-3)[same_N].any()

@@ -170,6 +170,10 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
         (["corpus.split.tune=0"], "split.tune: expected more than 0 and less than 1, found 0"),
         (["corpus.root=here"], "set corpus.source=folder"),
         (["tokenizer.vocab_size=100"], "vocab_size: expected at least 260, found 100"),
+        (
+            ["students.elc_bert.terms.1.loss=feature_mse", "students.elc_bert.terms.1.pool=product"],
+            "pool: product, but",
+        ),
     ],
 )
 def test_what_types_cannot_say(overrides: list[str], line: str) -> None:

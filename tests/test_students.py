@@ -313,6 +313,21 @@ def test_a_plain_hugging_face_folder_is_a_model_too(architecture: str, tmp_path:
     assert_same_logits(loaded, model)
 
 
+@every_architecture
+def test_a_model_in_several_files_is_one(architecture: str, tmp_path: Path) -> None:
+    model = small_model(architecture)
+    model.network.save_pretrained(tmp_path, max_shard_size="8KB")
+    parts = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(parts) > 1 and not (tmp_path / "model.safetensors").exists()
+    assert_same_logits(load_model(tmp_path), model)
+    parts[0].unlink()
+    with pytest.raises(InputRefused, match=f"{parts[0].name} missing, of the {len(parts)} files"):
+        load_model(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(InputRefused, match="weight_map does not say"):
+        load_model(tmp_path)
+
+
 def test_a_config_of_transformers_4_keeps_its_rotary_base(tmp_path: Path) -> None:
     small_model("llama").network.save_pretrained(tmp_path)
     described = json.loads((tmp_path / "config.json").read_text())

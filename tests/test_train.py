@@ -544,11 +544,11 @@ def test_no_file_is_read_while_the_loss_is_computed(
     def refuse(*arguments: Any) -> None:
         raise AssertionError("a file is read inside forward")
 
-    def guarded(self: Objective, parts: Any) -> Any:
+    def guarded(self: Objective, *arguments: Any) -> Any:
         with monkeypatch.context() as context:
             for owner, method in ((CachedTeacher, "records"), (Stream, "_read"), (Manifest, "verified")):
                 context.setattr(owner, method, refuse)
-            return forward(self, parts)
+            return forward(self, *arguments)
 
     monkeypatch.setattr(Objective, "forward", guarded)
     train(student(corpus, tmp_path / "run", "causal teachers", steps=2), processes)

@@ -18,6 +18,7 @@ from distill.step_data import Term
 from distill.train import Run
 from students.buildable import Buildable
 from students.config import ModelConfig
+from students.language_model import LanguageModel
 from students.registry import build_model
 from teachers.cache import CachedTeacher, CacheKey, cached_view
 from teachers.capture import capture
@@ -75,7 +76,7 @@ def cache_key(corpus: Corpus, *, teacher: str = "weights", stream: str = "train"
     return CacheKey(corpus, stream, teacher, cached_view(config, objective), config)
 
 
-def cached(built: Buildable, key: CacheKey, folder: Path, name: str = "teacher") -> CachedTeacher:
+def cached(built: LanguageModel, key: CacheKey, folder: Path, name: str = "teacher") -> CachedTeacher:
     """A model's cache, made and opened."""
     capture(key, lambda: built, folder)
     return CachedTeacher(name, folder, key.fingerprint(), config=key.config)
