@@ -25,8 +25,8 @@ from benchmarks.speed_timing import Setting, default_device, machine, pin_thread
 from corpora.errors import CuveeError, RecipeError
 
 SUITES = {
-    "distill": "distill.speed_suite",
-    "fidelity": "distill.speed_fidelity",
+    "distill": "distill.speed.suite",
+    "fidelity": "distill.speed.fidelity",
 }
 FALLS_SHORT = 1  # exit code when a figure misses its target
 

@@ -24,13 +24,14 @@ from torch.nn import functional
 from benchmarks import speed
 from benchmarks.speed_figures import Figure, Goal
 from benchmarks.speed_timing import Setting, interleaved
-from distill import speed_suite, stages
+from distill import stages
 from distill.recipe import load_recipe
-from distill.speed_codecs import Answers, fidelities
-from distill.speed_data import Shapes, baby_llama, random_corpus
-from distill.speed_fidelity import TEMPERATURES, VARIANTS, fidelity_rows, open_run
-from distill.speed_loss import CLEAR_REFS, LossCase, LossProblem, peak_extra_bytes
-from distill.speed_steps import Steps
+from distill.speed import suite
+from distill.speed.codecs import Answers, fidelities
+from distill.speed.data import Shapes, baby_llama, random_corpus
+from distill.speed.fidelity import TEMPERATURES, VARIANTS, fidelity_rows, open_run
+from distill.speed.loss import CLEAR_REFS, LossCase, LossProblem, peak_extra_bytes
+from distill.speed.steps import Steps
 from students.head import Head
 from students.registry import parameter_count
 from teachers.codecs import CODECS
@@ -164,12 +165,12 @@ def test_the_harness_stands_below_its_suites() -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_figure_of_the_issue_is_measured_at_small_sizes(precision: str, tmp_path: Path) -> None:
-    assert {name: (goal.comparison, goal.target) for name, goal in speed_suite.GOALS.items()} == ISSUE
+    assert {name: (goal.comparison, goal.target) for name, goal in suite.GOALS.items()} == ISSUE
     setting = Setting(repetitions=1, precision=precision, folder=tmp_path)
     # what a process of its own measures has a test below, at sizes that the system sees
     names = [name for name in ISSUE if name != "loss_memory_ratio"]
-    cases = {pool: replace(small_case(pool), precision=precision) for pool in speed_suite.POOLS}
-    figures = speed_suite.measured(names, SHAPES, cases, setting)
+    cases = {pool: replace(small_case(pool), precision=precision) for pool in suite.POOLS}
+    figures = suite.measured(names, SHAPES, cases, setting)
     assert [figure.goal.name for figure in figures] == names
     for figure in figures:
         assert math.isfinite(figure.value) and figure.value > 0, figure.goal.name
@@ -210,7 +211,7 @@ def test_our_step_and_the_alternatives_do_the_same_work(tmp_path: Path) -> None:
     assert live == pytest.approx(0.5 * text + 0.5 * divergence, rel=1e-5)
 
 
-@pytest.mark.parametrize("pool", speed_suite.POOLS)
+@pytest.mark.parametrize("pool", suite.POOLS)
 def test_the_loss_engine_and_naive_pytorch_say_the_same(pool: str) -> None:
     problem = LossProblem(small_case(pool), CPU)
     for ours, naive in zip(problem.engine(), problem.naive(), strict=True):

@@ -15,13 +15,13 @@ from benchmarks.speed_figures import Figure, Goal, Table
 from benchmarks.speed_timing import Setting, default_device, interleaved
 from corpora.prepare import Corpus
 from corpora.storage import make_folder
-from distill import speed_fidelity
 from distill.memory import keep_freed_memory
 from distill.precision import resolve_precision
-from distill.speed_data import Shapes, baby_llama, random_corpus
-from distill.speed_loss import LossCase, LossProblem, peak_extra_bytes
-from distill.speed_steps import Step, Steps
-from distill.speed_storage import Transfer, cache_reads, cache_writes
+from distill.speed import fidelity
+from distill.speed.data import Shapes, baby_llama, random_corpus
+from distill.speed.loss import LossCase, LossProblem, peak_extra_bytes
+from distill.speed.steps import Step, Steps
+from distill.speed.storage import Transfer, cache_reads, cache_writes
 
 GOALS = {
     goal.name: goal
@@ -135,8 +135,8 @@ def tables(setting: Setting, figures: Sequence[Figure], *, everything: bool) -> 
         yield "peak extra: on a GPU, beyond the weights and heads that are held between steps"
     if everything:
         if (setting.run_dir / "recipe.yaml").exists():
-            found = speed_fidelity.figures(setting, [])
-            yield from speed_fidelity.tables(setting, found, everything=True)
+            found = fidelity.figures(setting, [])
+            yield from fidelity.tables(setting, found, everything=True)
         else:
             yield f"fidelity of codecs: {setting.run_dir} is not there; `cuvee run configs/quickstart.yaml` makes it"
 

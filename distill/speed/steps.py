@@ -24,7 +24,7 @@ from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective
 from distill.precision import autocast
-from distill.speed_data import Shapes, cached_stand_in, random_model
+from distill.speed.data import Shapes, cached_stand_in, random_model
 from distill.step_data import StepData, Term, step_data
 from students.attention import SDPA
 from teachers.cache import CachedTeacher

@@ -152,7 +152,7 @@ def peak_extra_bytes(case: LossCase, side: str, device: torch.device) -> int:
     # each large block is mapped alone and given back at once, so that the resident size is what is in use
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 16)}
     request = json.dumps({"case": asdict(case), "side": side, "threads": torch.get_num_threads()})
-    command = [sys.executable, "-m", "distill.speed_loss", request]
+    command = [sys.executable, "-m", "distill.speed.loss", request]
     finished = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return int(finished.stdout)
 

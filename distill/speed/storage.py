@@ -16,7 +16,7 @@ from corpora.batch import causal_view
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
 from corpora.storage import FolderWriter
-from distill.speed_data import Shapes, cached_stand_in
+from distill.speed.data import Shapes, cached_stand_in
 from teachers.codecs import CODECS
 from teachers.config import CacheConfig
 

@@ -22,7 +22,7 @@ from corpora.storage import read_manifest
 from corpora.windows import Window, plan_windows, window_batches
 from distill.memory import keep_freed_memory
 from distill.project import Project
-from distill.speed_codecs import Answers, Fidelity, fidelities
+from distill.speed.codecs import Answers, Fidelity, fidelities
 from distill.step_data import view_shares
 from students.head import Head
 from students.language_model import LanguageModel
