@@ -136,7 +136,7 @@ def test_a_fitted_temperature_divides_a_product_whose_weights_add_up_to_one() ->
 def test_rows_are_expanded_one_chunk_at_a_time() -> None:
     signal = Signal(random_members(2), (0.5, 0.5))
     pieces = [signal.expand(rows).weights_NK for rows in row_chunks(ROWS, VOCAB, 7 * 4 * VOCAB)]
-    assert [len(piece) for piece in pieces] == [7] * 5 + [5]
+    assert sum(map(len, pieces)) == ROWS and {len(piece) for piece in pieces} == {6, 7}  # all about as large
     assert (torch.cat(pieces) - signal.expand(ALL).weights_NK).abs().max() < 1e-6
     assert row_chunks(0, VOCAB, 1) == [slice(0, 0)]
 
