@@ -97,6 +97,14 @@ class Batch:
         """Positions of the targets, row by row."""
         return self.target_positions_BT[self.has_target_BT]
 
+    def silent(self) -> Batch:
+        """The same rows without a target."""
+        return replace(
+            self,
+            targets_BT=torch.full_like(self.targets_BT, NO_TARGET),
+            target_positions_BT=torch.full_like(self.target_positions_BT, NO_POSITION),
+        )
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""
         return replace(

@@ -45,6 +45,12 @@ class Diverged(CuveeError):
     exit_code = 6
 
 
+class ProcessLost(CuveeError):
+    """One of several processes died or hangs; the same command goes on from the last checkpoint."""
+
+    exit_code = 71
+
+
 class Preempted(CuveeError):
     """A signal asked the run to stop; it saved and the same command resumes it."""
 

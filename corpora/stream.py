@@ -43,6 +43,16 @@ class Stream:
         """UTF-8 bytes of each document's text; int64 [documents]."""
         return np.array(self._manifest.array(f"{self.name}-document_bytes.npy"))
 
+    @cached_property
+    def sources(self) -> list[str]:
+        """Names of its documents' sources, by number; none when it was prepared before they were kept."""
+        return self._manifest.facts["streams"][self.name].get("sources", [])
+
+    @cached_property
+    def document_sources(self) -> np.ndarray:
+        """Number of each document's source; uint16 [documents]."""
+        return np.array(self._manifest.array(f"{self.name}-document_sources.npy"))
+
     def tokens(self, start: int, stop: int) -> np.ndarray:
         """Token ids of the positions [start, stop); int64."""
         return self._read("tokens", start, stop, SHARD_TOKENS).astype(np.int64)
@@ -106,8 +116,14 @@ def write_stream(
     writer.write_array(
         f"{name}-document_bytes.npy", np.array([len(document.text.encode()) for document in documents], np.int64)
     )
+    sources = sorted({document.source for document in documents})
+    numbers = {source: number for number, source in enumerate(sources)}
+    writer.write_array(
+        f"{name}-document_sources.npy", np.array([numbers[document.source] for document in documents], np.uint16)
+    )
     return {
         "digest": digest(tokens.tobytes() + offsets.tobytes()),
+        "sources": sources,
         "tokens": len(tokens),
         "documents": len(documents),
         "words": int(starts.sum()),

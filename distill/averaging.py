@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.optim.swa_utils import PARAM_LIST, AveragedModel
 
 from students.buildable import Buildable
 from students.run_folder import load_model
@@ -16,19 +17,28 @@ class MovingAverage:
     """An exponential moving average of a model's weights, itself a model.
 
     After step t it is sum_i decay^(t-i) w_i / sum_i decay^(t-i) over the steps i from 1 to t: the weights that a run
-    begins with have no say, as in Adam's corrected moments (arXiv 1412.6980, section 3).
+    begins with have no say, as in Adam's corrected moments (arXiv 1412.6980, section 3). The model is copied, so one
+    that FSDP2 shards is given before; `model` is then sharded like it.
     """
 
+    model: Buildable
+
     def __init__(self, model: Buildable, decay: float) -> None:
-        self.model = deepcopy(model).eval().requires_grad_(False)
+        self._averaged = AveragedModel(model, multi_avg_fn=self._approach)
+        self.model = self._averaged.module.eval().requires_grad_(False)  # pyright: ignore[reportAttributeAccessIssue]
         self.decay = decay
 
     def update(self, model: Buildable, step: int) -> None:
         """Take in the weights after a step, counted from 1."""
-        share = (1 - self.decay) / (1 - self.decay**step)  # 1 at the first step: nothing was there before
-        with torch.no_grad():
-            for mean, weight in zip(self.model.parameters(), model.parameters(), strict=True):
-                mean.lerp_(weight, share)
+        self._averaged.n_averaged.fill_(step - 1)  # a run that goes on counts from where it stopped
+        self._averaged.update_parameters(model)
+
+    def _approach(self, means: PARAM_LIST, weights: PARAM_LIST, count: Tensor | int) -> None:
+        """From the second step on; the first one's weights are copied."""
+        # not `count`: it is on the weights' device, which would have to be waited for
+        step = int(self._averaged.n_averaged) + 1
+        share = (1 - self.decay) / (1 - self.decay**step)
+        torch._foreach_lerp_(means, weights, share)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def mean_of_runs(folders: Sequence[Path]) -> Buildable:

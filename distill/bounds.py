@@ -8,7 +8,16 @@ from typing import Any
 
 from benchmarks.config import BenchmarksConfig, BlimpConfig, MinimalPairsConfig
 from corpora.config import CorpusConfig, SplitConfig, TokenizerConfig
-from distill.config import Recipe, ScheduleConfig, TeacherConfig, TermConfig, TrainConfig
+from distill.config import (
+    MuonConfig,
+    PhaseConfig,
+    Recipe,
+    ScheduleConfig,
+    TeacherConfig,
+    TermConfig,
+    TrackingConfig,
+    TrainConfig,
+)
 from distill.members import MAX_SEEDS
 from students.config import ModelConfig
 from teachers.config import CacheConfig
@@ -30,20 +39,33 @@ below_one: Bound = "at least 0 and less than 1", lambda value: 0 <= value < 1
 inside: Bound = "more than 0 and less than 1", lambda value: 0 < value < 1
 
 BOUNDS: dict[type, dict[str, Bound]] = {
-    Recipe: {"seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63), "processes": at_least(1)},
+    Recipe: {
+        "seed": ("from 0 to 2^63 - 1", lambda value: 0 <= value < 2**63),
+        "processes": at_least(1),
+        "timeout": above(0),
+    },
     CorpusConfig: {"words": at_least(1), "budget": at_least(0), "max_document_words": at_least(1)},
     SplitConfig: {"tune": inside, "test": inside},
     TokenizerConfig: {"vocab_size": at_least(260), "min_frequency": at_least(1)},  # 256 bytes and 4 special tokens
     ModelConfig: {"norm_eps": above(0), "rope_theta": above(0)},  # its architecture checks the sizes
     TrainConfig: {
-        **dict.fromkeys(("steps", "batch_size", "micro_batch_size", "checkpoint_every", "log_every"), at_least(1)),
-        **dict.fromkeys(("epochs", "lr", "eps", "grad_clip"), above(0)),
-        **dict.fromkeys(("min_lr_share", "warmup_share"), share),
-        **dict.fromkeys(("views", "weight_decay"), at_least(0)),
+        **dict.fromkeys(("steps", "words", "batch_size", "micro_batch_size", "checkpoint_every"), at_least(1)),
+        **dict.fromkeys(("log_every", "evaluate_every", "evaluate_tokens", "patience"), at_least(1)),
+        **dict.fromkeys(("snapshots", "word_snapshots", "max_skipped_steps"), at_least(1)),
+        **dict.fromkeys(("epochs", "minutes", "lr", "eps", "grad_clip", "lr_power"), above(0)),
+        **dict.fromkeys(("min_lr_share", "warmup_share", "decay_share", "cooldown_share"), share),
+        **dict.fromkeys(("views", "weight_decay", "warmup_steps", "probe_pairs"), at_least(0)),
         **dict.fromkeys(("betas", "average"), below_one),
-        "snapshots": at_least(1),
         "seq_len": at_least(2),
     },
+    MuonConfig: {"lr": above(0), "momentum": below_one, "ns_steps": at_least(1)},
+    PhaseConfig: {
+        "share": above(0),
+        "seq_len": at_least(2),
+        **dict.fromkeys(("batch_size", "end_batch_size"), at_least(1)),
+        "views": at_least(0),
+    },
+    TrackingConfig: {"line_every": at_least(0)},
     TeacherConfig: {
         "seeds": (f"from 1 to {MAX_SEEDS}", lambda value: 1 <= value <= MAX_SEEDS),
         "steps": at_least(1),

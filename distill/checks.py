@@ -45,21 +45,45 @@ def corpus_fits(recipe: Recipe) -> Iterator[Problem]:
 
 
 def one_length_and_one_view(recipe: Recipe) -> Iterator[Problem]:
-    """A training run has `steps` or `epochs`, and `view` or `views`."""
+    """A training run has one of `steps`, `epochs`, `words` and `minutes`, and `view` or `views`."""
     for keys, _, train in _runs(recipe):
         if not train:
             continue
-        for one, other in (("steps", "epochs"), ("view", "views")):
-            given = [name for name in (one, other) if getattr(train, name) not in (None, {})]
+        for names in (("steps", "epochs", "words", "minutes"), ("view", "views")):
+            given = [name for name in names if getattr(train, name) not in (None, {})]
             if len(given) != 1:
-                found = "both are given" if given else "neither is given"
-                yield (*keys, "train"), f"{one} or {other}: {found}, expected one; {_mend(given, one, other)}"
-        if train.views and not trained_views(train):
+                found = f"{' and '.join(given)} are given" if given else "none is given"
+                mend = f"set all but one to null, such as {given[0]}" if given else f"give {names[0]}"
+                yield (*keys, "train"), f"{', '.join(names[:-1])} or {names[-1]}: {found}, expected one; {mend}"
+        if train.views and not any(train.views.values()):
             yield (*keys, "train", "views"), "all shares are 0; give one view a positive share"
 
 
-def _mend(given: list[str], one: str, other: str) -> str:
-    return f"set {other} to null to keep {one}" if given else f"give {one}"
+def training_makes_sense(recipe: Recipe) -> Iterator[Problem]:
+    """A schedule trains, and what a run is asked for goes together."""
+    from distill.learning_rate import never_trains
+
+    for keys, _, train in _runs(recipe):
+        if not train:
+            continue
+        place = (*keys, "train")
+        if train.steps is not None and (why := never_trains(train.steps, train)):
+            yield (*place, "lr_schedule"), why
+        for number, phase in enumerate(train.phases):
+            if phase.views and not any(phase.views.values()):
+                yield (*place, "phases", number, "views"), "all shares are 0; give one view a positive share"
+        looks = [name for name in ("patience", "probe_pairs") if getattr(train, name)]
+        looks += ["keep"] if train.keep == "best" else []
+        if looks and train.evaluate_every is None:
+            found = f"{' and '.join(looks)} need looks at the tune stream, and there are none"
+            yield (*place, "evaluate_every"), f"{found}; give the steps between two looks"
+        if train.probe_pairs and train.parallel == "fsdp":
+            found = "pairs are scored by one process, and fsdp shards the model over all"
+            yield (*place, "probe_pairs"), f"{found}; leave them out, or take parallel: ddp"
+    for name, student in recipe.students.items():
+        if student.train.minutes is not None and student.controls:
+            found = f"{student.train.minutes:g} minutes, but the controls have the student's number of steps"
+            yield ("students", name, "train", "minutes"), f"{found}; give steps, or no controls"
 
 
 def models_are_possible(recipe: Recipe) -> Iterator[Problem]:
@@ -77,9 +101,38 @@ def models_are_possible(recipe: Recipe) -> Iterator[Problem]:
         if model.vocab_size not in (None, recipe.tokenizer.vocab_size):
             found = f"{model.vocab_size}, but tokenizer.vocab_size is {recipe.tokenizer.vocab_size}"
             yield (*keys, "model", "vocab_size"), f"{found}; leave it out, or make both the same"
-        if train and train.seq_len > model.max_positions:
-            found = f"{train.seq_len} tokens, but the model has max_positions {model.max_positions}"
-            yield (*keys, "train", "seq_len"), f"{found}; shorten the row or raise max_positions"
+        lengths = {("seq_len",): train.seq_len} if train else {}
+        for number, phase in enumerate(train.phases if train else ()):
+            lengths["phases", number, "seq_len"] = phase.seq_len or train.seq_len  # type: ignore[index, union-attr]
+        for place, length in lengths.items():
+            if length > model.max_positions:
+                found = f"{length} tokens, but the model has max_positions {model.max_positions}"
+                yield (*keys, "train", *place), f"{found}; shorten the row or raise max_positions"
+
+
+def starts_are_possible(recipe: Recipe) -> Iterator[Problem]:
+    """Training begins with weights that fit, and adapters adapt something; a teacher's terms are text alone."""
+    from students.adapters import check_adapters  # brings torch
+
+    for kind, runs in (("teachers", recipe.teachers), ("students", recipe.students)):
+        for name, run in runs.items():
+            keys = (kind, name)
+            if run.adapters and not run.start:
+                found = "adapters to weights that are drawn anew learn little"
+                yield (*keys, "adapters"), f"{found}; name a trained model's folder with `start`, or leave them out"
+            if (run.start or run.adapters) and not run.model:
+                yield (*keys, "start"), "says how training begins, and nothing is trained; give model and train too"
+            elif run.adapters and run.model:
+                try:
+                    check_adapters(run.adapters, run.model)
+                except RecipeError as error:
+                    key, _, message = str(error).removeprefix("adapters.").partition(": ")
+                    yield (*keys, "adapters", key), message
+    for name, teacher in recipe.teachers.items():
+        for number, term in enumerate(teacher.terms):
+            if term.loss != "cross_entropy" or term.members:
+                found = f"{term.loss}, but a teacher learns from text alone"
+                yield ("teachers", name, "terms", number), f"{found}; write cross_entropy, or make it a student"
 
 
 def masks_leave_something(recipe: Recipe) -> Iterator[Problem]:
@@ -171,8 +224,10 @@ CHECKS: tuple[Callable[[Recipe], Iterator[Problem]], ...] = (
     names_are_folder_names,
     corpus_fits,
     one_length_and_one_view,
+    training_makes_sense,
     snapshots_are_in_the_run,
     models_are_possible,
+    starts_are_possible,
     masks_leave_something,
     teachers_are_complete,
     teachers_are_taken_from_runs,

@@ -84,8 +84,17 @@ def _global_options(
 
 @app.command()
 def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
-    """Everything a recipe needs, in order, skipping what is already there and valid."""
-    _stage("run", recipe, overrides)
+    """Everything a recipe needs, in order, skipping what is already there and valid.
+
+    A comma list, as in seed=1,2,3, makes a run of each value below RUN_DIR/sweep, and a summary over seeds; several
+    lists make all combinations. What stands in brackets, braces or quotes is one value.
+    """
+    from distill.sweep import run_sweep, value_lists
+
+    if value_lists(overrides or ()):
+        run_sweep(recipe, overrides or ())
+    else:
+        _stage("run", recipe, overrides)
 
 
 @app.command()
@@ -145,9 +154,8 @@ def plan(
     """What a recipe costs in bytes, FLOPs, time and memory, before anything is built."""
     from distill.plan import plan as planned
     from distill.plan_table import print_plan
-    from distill.recipe import load_recipe
 
-    print_plan(planned(load_recipe(recipe, overrides or ()), rate=rate))
+    print_plan(planned(_read(recipe, overrides), rate=rate))
 
 
 @app.command()
@@ -177,12 +185,19 @@ def doctor() -> None:
 
 
 def _stage(name: str, recipe: str, overrides: list[str] | None) -> None:
-    from distill.recipe import load_recipe
-
-    read = load_recipe(recipe, overrides or ())
+    read = _read(recipe, overrides)
     from distill import stages  # after the recipe: a misspelt key need not wait for torch
 
     getattr(stages, name)(read)
+
+
+def _read(recipe: str, overrides: list[str] | None) -> Any:
+    """The one recipe that is asked for."""
+    from distill.recipe import load_recipe
+    from distill.sweep import refuse_lists
+
+    refuse_lists(overrides or ())
+    return load_recipe(recipe, overrides or ())
 
 
 def _candidate_benchmarks(blimp: Path | None, pairs: int | None) -> Any:

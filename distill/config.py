@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from benchmarks.config import BenchmarksConfig
 from corpora.config import CorpusConfig, TokenizerConfig
-from students.config import ModelConfig
+from students.config import AdapterConfig, ModelConfig
 from teachers.config import CacheConfig
 
 DivergenceName = Literal[
@@ -25,30 +25,82 @@ Control = Literal["no_teacher_equal_steps", "no_teacher_equal_flops", "best_sing
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """One training run. Give `steps` or `epochs`, and `view` or `views`."""
+class MuonConfig:
+    """Muon for the matrices between the embedding and the head (Jordan et al., 2024); AdamW has the rest."""
 
+    lr: float = 0.02  # peak learning rate of those matrices; it follows the schedule of `lr`
+    momentum: float = 0.95
+    nesterov: bool = True
+    ns_steps: int = 5  # iterations of Newton and Schulz
+    # original: scaled by the matrix's shape; match_rms_adamw: to the size of AdamW's steps (arXiv 2502.16982)
+    scale: Literal["original", "match_rms_adamw"] = "original"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """A part of a run whose rows differ; what is null is as the run has it."""
+
+    share: float  # of the run's optimiser steps, relative to the other phases
+    seq_len: int | None = None  # tokens in a row
+    batch_size: int | None = None  # rows in a step, over all processes
+    end_batch_size: int | None = None  # rows at the end of the phase, reached linearly
+    views: dict[Literal["causal", "masked"], float] = field(default_factory=dict)  # shares of rows; empty: the run's
+    sources: list[str] = field(default_factory=list)  # curriculum: sources of the corpus that are read; empty: all
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run. Give one of `steps`, `epochs`, `words` and `minutes`, and `view` or `views`."""
+
+    # rows
     view: Literal["causal", "masked"] | None = None  # objective of every row
     views: dict[Literal["causal", "masked"], float] = field(default_factory=dict)  # or: shares of the rows, any scale
     steps: int | None = None  # optimiser steps
     epochs: float | None = None  # passes over the train stream, instead of steps
+    words: int | None = None  # words seen, repeats included, instead of steps
+    minutes: float | None = None  # time to train for, instead of steps: timed at the start, then a number of steps
     batch_size: int = 32  # rows in a step, over all processes
-    micro_batch_size: int | None = None  # rows in a forward pass of one process; null: all of the process's rows
+    micro_batch_size: int | None = None  # rows in a forward pass of one process; null: as many as memory holds
     seq_len: int = 128  # tokens in a row
+    phases: list[PhaseConfig] = field(default_factory=list)  # parts of the run, in order; empty: all steps are alike
     random_offsets: bool = True  # rows start at an offset drawn anew each epoch, as in BabyLlama
+    isolated: bool = True  # attention stays inside documents
     dynamic_masks: bool = False  # masked views: new masks each round of folds, instead of the cache's for ever
+    # optimiser
+    optimizer: Literal["adamw", "muon", "lamb"] = "adamw"
     lr: float = 1e-3  # peak learning rate
-    min_lr_share: float = 0.1  # the cosine ends at this share of the peak
+    lr_schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay", "polynomial", "exponential"] = "cosine"
+    min_lr_share: float = 0.1  # the schedule ends at this share of the peak
     warmup_share: float = 0.05  # share of the steps over which the rate rises linearly
-    weight_decay: float = 0.1  # AdamW, on matrices only
-    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
-    eps: float = 1e-8  # AdamW
+    warmup_steps: int | None = None  # instead of a share
+    decay_share: float = 0.2  # warmup_stable_decay: share of the steps over which the rate falls
+    cooldown_share: float = 0.0  # share of the steps at the end over which the rate falls from there to 0, linearly
+    lr_power: float = 1.0  # polynomial: exponent
+    weight_decay: float = 0.1  # of what decays
+    # what does not decay: "vectors" (biases, norms, mixing weights), "embeddings", or patterns of parameters' names
+    no_decay: list[str] = field(default_factory=lambda: ["vectors"])
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW, LAMB
+    eps: float = 1e-8  # AdamW, LAMB
+    muon: MuonConfig = field(default_factory=MuonConfig)
     grad_clip: float = 1.0  # largest norm of the gradient
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast where the machine computes it natively
+    # machine
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the machine computes it natively
+    max_skipped_steps: int = 20  # fp16: steps in a row that may overflow and be left out
+    parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole copies of the model, or FSDP2's shards of it
+    activation_checkpointing: bool = False  # activations are worked out again in the backward pass: less memory
+    compile: bool = False  # by torch.compile
+    # what is written
     checkpoint_every: int = 200  # steps
     log_every: int = 10  # steps
     snapshots: list[int] = field(default_factory=list)  # steps after which the weights are kept for good
+    word_snapshots: list[int] = field(default_factory=list)  # or words seen: kept as chck_1M and so on
     average: float | None = None  # decay a step of a moving average of the weights, which is kept too; null: none
+    # tune stream
+    evaluate_every: int | None = None  # steps between looks at the tune stream; null: none
+    evaluate_tokens: int = 200_000  # of the tune stream that are looked at, from its beginning
+    probe_pairs: int = 0  # minimal pairs of each phenomenon of the recipe's benchmarks that are scored then
+    patience: int | None = None  # looks without a lower cross-entropy after which the run ends; null: it never does
+    keep: Literal["last", "best"] = "last"  # the weights that the run leaves: the last, or those of the best look
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +144,9 @@ class TeacherConfig:
 
     model: ModelConfig | None = None
     train: TrainConfig | None = None
+    terms: list[TermConfig] = field(default_factory=list)  # cross_entropy with smoothing or z-loss; empty: plain
+    start: str | None = None  # run folder or Hugging Face folder whose weights training begins with; null: drawn anew
+    adapters: AdapterConfig | None = None  # trained instead of the start's weights, and merged into what is saved
     seeds: int = 1  # runs that differ in their seed alone: members NAME-1, NAME-2, ..., all of them called NAME
     path: str | None = None  # run folder or Hugging Face folder with the same tokenizer
     of: str | None = None  # teacher of this recipe from whose run this one is taken, as `steps` or `average` says
@@ -107,6 +162,8 @@ class StudentConfig:
     model: ModelConfig
     train: TrainConfig
     terms: list[TermConfig]
+    start: str | None = None  # run folder or Hugging Face folder whose weights training begins with; null: drawn anew
+    adapters: AdapterConfig | None = None  # trained instead of the start's weights, and merged into what is saved
     controls: list[Control] = field(default_factory=list)
 
 
@@ -115,7 +172,9 @@ class TrackingConfig:
     """Where curves go beside the JSON Lines log, which is always written."""
 
     wandb: bool = False  # offline when there is no key; a failing tracker never ends a run
+    tensorboard: bool = False  # event files in the run folder
     project: str = "cuvee"
+    line_every: float = 10.0  # seconds between lines where the output is not a terminal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +187,7 @@ class Recipe:
     run_dir: str  # where everything goes
     seed: int = 1
     processes: int | None = None  # processes that must take part; null: as many as the launcher started
+    timeout: float = 600.0  # seconds that a process may be waited for before all end
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     teachers: dict[str, TeacherConfig] = field(default_factory=dict)

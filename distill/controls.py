@@ -23,8 +23,7 @@ from corpora.errors import Damaged
 from corpora.storage import fingerprint_digest, new_folder, read_manifest
 from distill.config import ScheduleConfig, StudentConfig, TermConfig, TrainConfig
 from distill.evaluate import member_nats
-from distill.step_data import view_shares
-from distill.train import num_steps, row_plan
+from distill.phases import plan_run, read_views
 from students.run_folder import weight_files
 from teachers.ensemble import Ensemble
 from teachers.pools import normalised
@@ -49,7 +48,7 @@ def control_train(project: Project, name: str, control: str | None) -> TrainConf
     """How a student, or one of its controls, is trained."""
     train = project.recipe.students[name].train
     if control == "no_teacher_equal_flops":
-        return replace(train, steps=equal_flops(project, name).steps, epochs=None)
+        return replace(train, steps=equal_flops(project, name).steps, epochs=None, words=None)
     return train
 
 
@@ -61,7 +60,7 @@ def text_terms(config: StudentConfig) -> tuple[TermConfig, ...]:
     plain = [replace(term, weight=1.0, schedule=ScheduleConfig()) for term in config.terms if not term.members]
     if not plain:
         return (CROSS_ENTROPY,)
-    silent = [view for view in view_shares(config.train) if all(term.view not in (None, view) for term in plain)]
+    silent = [view for view in read_views(config.train) if all(term.view not in (None, view) for term in plain)]
     return (*plain, *(replace(CROSS_ENTROPY, view=view) for view in silent))
 
 
@@ -86,7 +85,7 @@ def equal_flops(project: Project, name: str) -> EqualFlops:
     parameter and token.
     """
     config, recipe = project.recipe.students[name], project.recipe
-    own = num_steps(config.train, row_plan(config.train, project.corpus.streams["train"], seed=0))
+    own = plan_run(config.train, project.corpus.streams["train"], seed=0).steps
     models = {model.name: model for model in project.plan.models}
     plain, control = models[name], models[f"{name}.no_teacher_equal_flops"]
     flops, notes = control.training_flops, []

@@ -1,42 +1,65 @@
-"""The processes of a run: how many there are, what they agree on, and how their gradients meet."""
+"""The processes of a run: how many there are, what they agree on, how their gradients meet, and which of them is lost.
+
+Exchanges (sums, gradients) must come within `timeout` seconds. Waits for work that takes hours go by way of the
+launcher's store, where every process says once in a while that it lives and how far it has come.
+"""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import itertools
+import json
 import os
-from collections.abc import Iterator
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
-from typing import TypeVar
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
+from torch.distributed.fsdp import FSDPModule
 
-from corpora.errors import RecipeError
+from corpora.errors import ProcessLost, RecipeError
+from distill.sharding import clip_grad_norm, shard
 
 T = TypeVar("T")
 
 PLAIN = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-
-# one process scores while the others wait, so a wait of hours is no fault
-COLLECTIVE_TIMEOUT = timedelta(hours=6)
+LONGEST_WAIT = 24 * 3600.0  # seconds that others wait for one that lives and works
+PATIENCE = 2.0  # seconds in which one that lives has said so, once something has gone wrong
+GRACE = 4.0  # seconds in which a process that knows of a lost one leaves by itself
 
 
 class Processes:
     """This process's place among all of them; with one process every exchange is free."""
 
-    def __init__(self, expected: int | None = None) -> None:
-        """Join the processes that the launcher started.
+    def __init__(self, expected: int | None = None, timeout: float = 600.0) -> None:
+        """Join the processes that the launcher started; an exchange that takes `timeout` seconds ends them all.
 
         Raises RecipeError when there are not as many as the launcher or the recipe says: `accelerate launch --cpu`,
         for one, starts a single process whatever it is asked for.
         """
         launched = int(os.environ.get("WORLD_SIZE", "1"))
-        self._accelerator = Accelerator(
-            cpu=not torch.cuda.is_available(),
-            mixed_precision="no",  # the recipe's precision is the only one, whatever the launcher was configured for
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=COLLECTIVE_TIMEOUT)],
-        )
+        on_gpu = torch.cuda.is_available()
+        # NCCL's own watchdog aborts without a name: ours speaks first
+        limit = timedelta(seconds=timeout + (2 * GRACE if on_gpu else 0.0))
+        with _translated(lambda error: f"processes: they did not all come together ({_first_line(error)}){_REMEDY}"):
+            self._accelerator = Accelerator(
+                cpu=not on_gpu,
+                # the recipe's precision is the only one, whatever the launcher was configured for
+                mixed_precision="no",
+                kwargs_handlers=[InitProcessGroupKwargs(timeout=limit)],
+            )
         self.world_size: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.device: torch.device = self._accelerator.device
@@ -51,48 +74,354 @@ class Processes:
                 f"processes: the launcher asks for {self._accelerator.distributed_type.value}, expected plain data "
                 "parallelism; start them with torchrun, or clear the configuration of accelerate"
             )
+        self._watch = _Watch(self.rank, self.world_size, timeout) if self.world_size > 1 else None
 
     @property
     def is_first(self) -> bool:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
 
+    def arrive(self, step: int, place: str = "") -> None:
+        """Say that this process begins a step, counted from 1, of the run `place`; it costs nothing."""
+        if self._watch is not None:
+            self._watch.own.step, self._watch.own.place = step, place
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Around all that processes do together: an exchange that fails inside names the process that is lost.
+
+        Raises ProcessLost. What else ends the block is told to the other processes before it goes on upwards.
+        """
+        if self._watch is None:
+            yield
+            return
+        try:
+            with _translated(self._watch.explain):
+                yield
+        except BaseException as error:
+            self._watch.leave(f"{type(error).__name__}: {_first_line(error)}")
+            raise
+
     def barrier(self) -> None:
-        """Wait for all."""
-        if self.world_size > 1:
-            self._accelerator.wait_for_everyone()
-
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum of a tensor over all processes."""
-        return self._accelerator.reduce(values, "sum") if self.world_size > 1 else values  # type: ignore[return-value]
-
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is up in any process; all get the same answer."""
-        if self.world_size == 1:
-            return flag
-        return bool(self.sum(torch.tensor(float(flag), device=self.device)) > 0)
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module on this device, its gradients averaged over the processes by DDP."""
-        return self._accelerator.prepare_model(module)
-
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of a sum over all processes: DDP's averaging is undone here and nowhere else."""
-        # not by way of accelerate, which would divide by an accumulation that its environment may speak of
-        (loss * self.world_size).backward()
-
-    def gradients_later(self, module: nn.Module, later: bool) -> contextlib.AbstractContextManager[None]:
-        """While `later`, gradients stay in this process: an accumulation is exchanged once."""
-        return self._accelerator.no_sync(module) if later else contextlib.nullcontext()
+        """Wait for all, for hours if need be, as long as they live; raises ProcessLost."""
+        if self._watch is not None:
+            self._watch.meet()
 
     @contextlib.contextmanager
     def first_alone(self) -> Iterator[bool]:
-        """The first process works while the others wait; yields whether this is the first."""
+        """The first process works while the others wait; yields whether this is the first.
+
+        When it fails the others are not let go: they end with it.
+        """
+        yield self.is_first
+        self.barrier()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of a tensor over all processes."""
+        return self._reduced(values, dist.ReduceOp.SUM)
+
+    def largest(self, values: Tensor) -> Tensor:
+        """Elementwise largest of a tensor over all processes."""
+        return self._reduced(values, dist.ReduceOp.MAX)
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is up in any process; all get the same answer."""
+        return bool(self.largest(torch.tensor(float(flag), device=self.device)) > 0)
+
+    def gather(self, value: T) -> list[T]:
+        """What every process gives, in the order of their ranks; small values that can be pickled."""
+        if self._watch is None:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        with self._watch.exchange():
+            dist.all_gather_object(values, value)
+        return values
+
+    def wrap(self, module: nn.Module, parallel: Literal["ddp", "fsdp"] = "ddp") -> nn.Module:
+        """The module on this device, its gradients averaged over the processes: whole copies of it, or FSDP2's shards.
+
+        FSDP2 puts other parameters in place of the module's: make the optimiser afterwards. Raises RecipeError when
+        one process is to share a model with itself.
+        """
+        if parallel == "ddp":
+            return self._accelerator.prepare_model(module)
+        if self.world_size < 2:
+            raise RecipeError(
+                "train.parallel: fsdp divides a model among processes, found 1, needs at least 2; start them with "
+                "torchrun --nproc_per_node N -m distill run RECIPE, or set it to ddp"
+            )
+        return shard(module.to(self.device), self.device)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a sum over all processes: the averaging of DDP and FSDP2 is undone here and nowhere else."""
+        # not by way of accelerate, which would divide by an accumulation that its environment may speak of
+        total = loss * self.world_size
+        if self._watch is None:
+            total.backward()
+            return
+        with self._watch.waiting():
+            total.backward()
+
+    def clip_grad_norm(self, module: nn.Module, max_norm: float) -> float:
+        """Scale the gradients to at most this norm; returns the norm before, the same in every process."""
+        if self._watch is None:
+            return clip_grad_norm(module.parameters(), max_norm)
+        with self._watch.waiting():
+            return clip_grad_norm(module.parameters(), max_norm)
+
+    @contextlib.contextmanager
+    def gradients_later(self, module: nn.Module, later: bool) -> Iterator[None]:
+        """While `later`, gradients stay in this process: an accumulation is exchanged once."""
+        if not isinstance(module, FSDPModule):
+            with self._accelerator.no_sync(module) if later else contextlib.nullcontext():
+                yield
+            return
+        module.set_requires_gradient_sync(not later)
         try:
-            yield self.is_first
+            yield
         finally:
-            self.barrier()
+            module.set_requires_gradient_sync(True)
 
     def own_share(self, items: list[T]) -> list[T]:
         """This process's part of items that all have in the same order, dealt out like cards."""
         return items[self.rank :: self.world_size]
+
+    def _reduced(self, values: Tensor, operation: Any) -> Tensor:
+        if self._watch is None:
+            return values
+        reduced = values.clone()
+        with self._watch.exchange():
+            dist.all_reduce(reduced, operation)
+        return reduced
+
+
+@dataclass
+class _Said:
+    """What a process says of itself."""
+
+    host: str = ""
+    pid: int = 0
+    born: str = ""  # tells it from a later process with its number
+    beat: int = 0
+    place: str = ""  # the run
+    step: int = 0  # begun, counted from 1
+    exchanges: int = 0  # begun
+    failed: bool = False  # whether an exchange has
+    left: str | None = None  # why it goes; "" when it is done
+    blames: str | None = None  # who is lost, in one line
+
+
+@dataclass
+class _Peer:
+    """Another process as this one has heard of it."""
+
+    said: _Said
+    beat_at: float = field(default_factory=time.monotonic)  # when it last said anything new
+    moved_at: float = field(default_factory=time.monotonic)  # when it last began an exchange
+
+
+class _Watch:
+    """A thread that says of this process that it lives, hears it of the others, and ends what cannot end itself."""
+
+    def __init__(self, rank: int, world_size: int, timeout: float) -> None:
+        self._rank, self._world_size, self._timeout = rank, world_size, timeout
+        self.own = _Said(socket.gethostname(), os.getpid(), _born(os.getpid()))
+        self._lock = threading.Lock()
+        self._entered, self._inside, self._meetings = time.monotonic(), False, 0
+        self._gone: tuple[float, str] | None = None  # since when the store does not answer
+        self._told: float | None = None  # when this process began to leave because another is lost
+        self._doomed: float | None = None  # since when one is lost
+        self._keeps_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
+        self._keys = [f"process/{number}" for number in range(world_size)]
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        limit = timedelta(seconds=timeout)
+        with _translated(lambda error: f"processes: rank {rank} does not reach all ({_first_line(error)}){_REMEDY}"):
+            store = TCPStore(*address, is_master=False, timeout=limit, wait_for_workers=False)
+            # a launcher that starts all anew keeps its store
+            attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+            self._store = PrefixStore(f"cuvee/{attempt}/{next(_watches)}", store)
+            self._say()
+            self._store.wait(self._keys, limit)
+            self._peers = {number: _Peer(said) for number, said in self._heard().items()}
+        self._stopped = threading.Event()
+        self._interval = min(timeout / 10, 0.5)
+        self._thread = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
+        self._thread.start()
+        atexit.register(self._finish)
+
+    @contextlib.contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Around what all processes do the same number of times, and none without the others."""
+        self.own.exchanges += 1
+        with self.waiting():
+            yield
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what may wait for another process; raises ProcessLost when it fails because of one."""
+        self._entered, self._inside = time.monotonic(), True
+        try:
+            with _translated(self.explain):
+                yield
+        finally:
+            self._inside = False
+
+    def meet(self) -> None:
+        """Wait until all have come here, as long as they live."""
+        key, deadline = f"meeting/{self._meetings}", time.monotonic() + LONGEST_WAIT
+        self._meetings += 1
+        with self.waiting():
+            if self._store.add(f"{key}/came", 1) == self._world_size:
+                self._store.set(f"{key}/all", "")
+            while not self._store.check([f"{key}/all"]):
+                line = self._lost()
+                if line is None and time.monotonic() > deadline:
+                    line = f"processes: not all met within {LONGEST_WAIT / 3600:.0f} hours{_REMEDY}"
+                # who has come and gone between the two looks is not lost
+                if line is not None and not self._store.check([f"{key}/all"]):
+                    raise ProcessLost(self._blame(line))
+                time.sleep(min(0.02, self._interval))
+
+    def explain(self, error: BaseException) -> str:
+        """Who is lost, after an exchange has failed."""
+        self.own.failed = True
+        began, line = time.monotonic(), None
+        while line is None and time.monotonic() < began + 1.5 * PATIENCE:
+            line = self._lost(PATIENCE)
+            time.sleep(0.05)
+        if line is None:
+            silent = [rank for rank, peer in self._peers.items() if not peer.said.failed]
+            line = self._line(silent[0], "does not answer") if silent else None
+        return self._blame(line or f"processes: an exchange failed though all live: {_first_line(error)}{_REMEDY}")
+
+    def leave(self, reason: str) -> None:
+        """Tell the others why this process goes."""
+        if self.own.left is None:
+            self.own.left = reason
+            with contextlib.suppress(RuntimeError):  # no store is left to tell
+                self._say()
+
+    def _finish(self) -> None:
+        self.leave("")
+        until = time.monotonic() + GRACE
+        # a store of its own ends with the first process, and the others may still be asking it
+        while self._keeps_store and time.monotonic() < until and self._some_are_there():
+            time.sleep(0.05)
+        self._stopped.set()
+        self._thread.join(timeout=1.0)
+
+    def _some_are_there(self) -> bool:
+        return any(peer.said.left is None for peer in self._peers.values())
+
+    def _keep_watch(self) -> None:
+        while not self._stopped.wait(self._interval):
+            asked = time.monotonic()
+            try:
+                self._say()
+                self._hear()
+                self._gone = None
+            except RuntimeError as error:
+                self._gone = self._gone or (asked, _first_line(error))
+            self._end_if_stuck()
+
+    def _say(self) -> None:
+        with self._lock:
+            self.own.beat += 1
+            self._store.set(self._keys[self._rank], json.dumps(asdict(self.own)))
+
+    def _heard(self) -> dict[int, _Said]:
+        said = (_Said(**json.loads(value)) for value in self._store.multi_get(self._keys))
+        return {number: each for number, each in enumerate(said) if number != self._rank}
+
+    def _hear(self) -> None:
+        for number, said in self._heard().items():
+            peer, now = self._peers[number], time.monotonic()
+            if said.beat != peer.said.beat:
+                peer.beat_at = now
+            if said.exchanges != peer.said.exchanges:
+                peer.moved_at = now
+            peer.said = said
+
+    def _lost(self, patience: float | None = None) -> str | None:
+        """One line about a process that has been lost for so many seconds, or None."""
+        patience, now = self._timeout if patience is None else patience, time.monotonic()
+        for peer in self._peers.values():
+            if peer.said.blames is not None:  # all tell the same story
+                return peer.said.blames
+        for rank, peer in self._peers.items():
+            behind, waited = peer.said.exchanges < self.own.exchanges, min(now - peer.moved_at, now - self._entered)
+            if peer.said.left is not None:
+                if self._inside or behind:
+                    return self._line(rank, f"has left ({peer.said.left or 'it was done'})")
+            elif (silence := now - peer.beat_at) > patience:
+                return self._line(rank, f"has given no sign of life for {silence:.0f} s")
+            elif behind and waited > patience:
+                return self._line(rank, f"has been waited for {waited:.0f} s")
+        if self._gone is not None and now - self._gone[0] > patience:
+            return f"processes: the launcher's store is gone, and with it rank 0's machine ({self._gone[1]}){_REMEDY}"
+        return None
+
+    def _line(self, rank: int, what: str) -> str:
+        said = self._peers[rank].said
+        steps = [peer.said.step for number, peer in self._peers.items() if number != rank] + [self.own.step]
+        of = f" of {said.place}" if said.place else ""
+        met = f"step {min(steps)}" if min(steps) == max(steps) else f"steps {min(steps)} to {max(steps)}"
+        return (
+            f"processes: rank {rank} (process {said.pid} of {said.host}) {what}, "
+            f"last heard of in step {said.step}{of}; the others are in {met}{_REMEDY}"
+        )
+
+    def _blame(self, line: str) -> str:
+        self.own.blames, self._told = line, time.monotonic()
+        with contextlib.suppress(RuntimeError):
+            self._say()
+        self._end_silent_siblings()
+        return line
+
+    def _end_silent_siblings(self) -> None:
+        """A stopped process hears no request to leave, and its launcher would wait for it."""
+        for peer in self._peers.values():
+            silent = peer.said.left is None and time.monotonic() - peer.beat_at > PATIENCE
+            if silent and peer.said.host == self.own.host and peer.said.born and _born(peer.said.pid) == peer.said.born:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(peer.said.pid, signal.SIGKILL)
+
+    def _end_if_stuck(self) -> None:
+        """End this process, whatever it is doing, when one is lost and it has not left by itself."""
+        line, now = self.own.blames or self._lost(), time.monotonic()
+        self._doomed = None if line is None else self._doomed or now
+        since = self._told or self._doomed
+        if line is None or since is None or now - since < GRACE:
+            return
+        self._blame(line)
+        sys.stderr.write(f"cuvee [rank {self._rank}]: {line}\n")
+        sys.stderr.flush()
+        os._exit(ProcessLost.exit_code)
+
+
+_watches = itertools.count()
+_REMEDY = "; the same command goes on from the last checkpoint"
+
+
+@contextlib.contextmanager
+def _translated(line: Callable[[RuntimeError], str]) -> Iterator[None]:
+    """Errors of exchanges become ProcessLost with the line that is made of them; others stay what they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise ProcessLost(line(error)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), "")
+
+
+def _born(pid: int) -> str:
+    """When a process of this machine began, in the kernel's ticks; empty when there is none, or no /proc."""
+    try:
+        # the name before it may hold anything, brackets too
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

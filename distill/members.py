@@ -16,8 +16,10 @@ MAX_SEEDS = 99
 
 
 def trained_views(train: TrainConfig) -> tuple[str, ...]:
-    """The views that a training run reads rows in."""
-    return (train.view,) if train.view else tuple(view for view, share in train.views.items() if share > 0)
+    """The views that a training run reads rows in, in any of its phases."""
+    own = (train.view,) if train.view else tuple(view for view, share in train.views.items() if share > 0)
+    phases = [tuple(view for view, share in phase.views.items() if share > 0) or own for phase in train.phases]
+    return tuple(dict.fromkeys(view for views in phases for view in views)) if phases else own
 
 
 def teacher_view(teacher: TeacherConfig) -> str | None:

@@ -118,8 +118,8 @@ def plan(recipe: Recipe, *, rate: float | None = None) -> Plan:
         for name, teacher in recipe.teachers.items()
         if name not in members
     ]
-    teachers = {name: _teacher(recipe, name, member, text) for name, member in members.items()}
-    students = [model for name in recipe.students for model in _students(recipe, name, members, teachers, text)]
+    teachers = {name: _teacher(recipe, name, member, text, rate) for name, member in members.items()}
+    students = [model for name in recipe.students for model in _students(recipe, name, members, teachers, text, rate)]
     listening = listening_students(recipe, members)
     trained = {model.name: model for model in students}
     return Plan(
@@ -155,12 +155,12 @@ def measured_rate(seconds: float = 0.5) -> float:
     return max(products, 1) * 2 * MATMUL_SIZE**3 / (time.perf_counter() - start)
 
 
-def _teacher(recipe: Recipe, name: str, member: Member, text: Text) -> ModelPlan:
+def _teacher(recipe: Recipe, name: str, member: Member, text: Text, rate: float) -> ModelPlan:
     """Training, unless it exists or is taken from another teacher's run, and capture."""
     train = recipe.teachers[name].train
     known = _sized(name, "teacher", member.model, text)
     return replace(
-        _trained(known, member.model, train, recipe.cache.num_folds, text) if train else known,
+        _trained(known, member.model, train, recipe.cache.num_folds, text, rate) if train else known,
         capture_flops=text.tokens * member.capture_flops(recipe.cache, text),
         cache_bytes=member.cache_bytes(recipe.cache, text),
     )
@@ -172,10 +172,12 @@ def _students(
     members: Mapping[str, Member],
     teachers: Mapping[str, ModelPlan],
     text: Text,
+    rate: float,
 ) -> Iterator[ModelPlan]:
     """A student and its controls."""
     student, cache = recipe.students[name], recipe.cache
-    plain = _trained(_sized(name, "student", student.model, text), student.model, student.train, cache.num_folds, text)
+    known = _sized(name, "student", student.model, text)
+    plain = _trained(known, student.model, student.train, cache.num_folds, text, rate)
     heard = hearings(student, members, cache.num_folds)
     listening = _listening(plain, heard, student, cache, text)
     yield listening
@@ -235,20 +237,46 @@ def _sized(name: str, role: Role, model: ModelConfig, text: Text) -> ModelPlan:
     return ModelPlan(name=name, role=role, parameters=parameters, head_parameters=text.vocab_size * slope)
 
 
-def _trained(sized: ModelPlan, model: ModelConfig, train: TrainConfig, num_folds: int, text: Text) -> ModelPlan:
-    """The cost of training on text alone."""
-    epochs_tokens = (train.epochs or 0) * text.stream_tokens["train"]
-    tokens = train.steps * train.batch_size * train.seq_len if train.steps else round(epochs_tokens)
+def _trained(
+    sized: ModelPlan, model: ModelConfig, train: TrainConfig, num_folds: int, text: Text, rate: float
+) -> ModelPlan:
+    """The cost of training on text alone; a run of minutes costs those minutes, whatever it reads in them."""
+    flops = plain_flops(model, train, num_folds, text)
+    if train.minutes is not None:
+        tokens = round(60 * train.minutes * rate / flops)
+    elif train.steps is not None:
+        tokens = round(train.steps * _tokens_in_step(train))
+    elif train.words is not None:
+        tokens = round(train.words * text.stream_tokens["train"] / max(text.words, 1))
+    else:
+        tokens = round((train.epochs or 0) * text.stream_tokens["train"])
     return replace(
-        sized,
-        tokens=tokens,
-        training_flops=tokens * plain_flops(model, train, num_folds, text),
-        activation_bytes=_activation_bytes(model, train),
+        sized, tokens=tokens, training_flops=tokens * flops, activation_bytes=_activation_bytes(model, train)
     )
 
 
+def _tokens_in_step(train: TrainConfig) -> float:
+    from distill.phases import mean_tokens  # brings torch
+
+    return mean_tokens(train)
+
+
 def _activation_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """What a layer keeps for the backward pass, arXiv 2205.05198 eq. 2, without recomputation."""
-    tokens = (train.micro_batch_size or train.batch_size) * train.seq_len
-    layer = tokens * (34 * model.hidden_size + 5 * model.num_heads * train.seq_len)
-    return model.num_layers * layer * (1 if train.precision == "bf16" else 2)
+    """What is kept for the backward pass, arXiv 2205.05198 eq. 2, of the phase that keeps most.
+
+    Where activations are worked out again, the input of each layer and all of one.
+    """
+    sizes = [(train.batch_size, train.seq_len)]
+    if train.phases:
+        sizes = [
+            (max(phase.batch_size or train.batch_size, phase.end_batch_size or 0), phase.seq_len or train.seq_len)
+            for phase in train.phases
+        ]
+    item = 1 if train.precision in ("bf16", "fp16") else 2
+    found = []
+    for rows, length in sizes:
+        tokens = min(train.micro_batch_size or rows, rows) * length
+        layer = tokens * (34 * model.hidden_size + 5 * model.num_heads * length)
+        inputs = 2 * tokens * model.hidden_size
+        found.append(layer + model.num_layers * inputs if train.activation_checkpointing else model.num_layers * layer)
+    return item * max(found)

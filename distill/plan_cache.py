@@ -27,6 +27,7 @@ class Text:
 
     stream_tokens: dict[str, int]
     vocab_size: int
+    words: int  # of the train stream
     overlap: dict[str, float]  # by objective: tokens that windows read, for each token of the streams
     note: str
 

@@ -25,6 +25,7 @@ def read_text(recipe: Recipe) -> Text:
         return Text(
             stream_tokens={name: int(stream["tokens"]) for name, stream in manifest.facts["streams"].items()},
             vocab_size=manifest.facts["vocab_size"],
+            words=int(manifest.facts["streams"]["train"]["words"]),
             overlap={
                 objective: _overlap(manifest, recipe.cache.window, objective) for objective in ("causal", "masked")
             },
@@ -40,6 +41,7 @@ def read_text(recipe: Recipe) -> Text:
     return Text(
         stream_tokens={"train": round(tokens) - sum(counts.values()), **counts},
         vocab_size=vocab_size,
+        words=round(corpus.words * (1 - corpus.split.tune - corpus.split.test)),
         overlap={"causal": 1.0, "masked": 1.0},
         note=f"tokens: no corpus is prepared, so {TOKENS_PER_WORD} are assumed for each of {corpus.words:,} words; "
         "capture: a document longer than cache.window is read in overlapping windows, up to twice; not counted",

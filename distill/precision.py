@@ -1,4 +1,4 @@
-"""Which arithmetic a machine is good at."""
+"""Which arithmetic a machine is good at, and the scale of the loss that fp16's gradients need."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from corpora.errors import Diverged
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @cache
@@ -25,7 +30,72 @@ def cpu_has_bf16() -> bool:
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast to bf16, or nothing."""
-    if precision == "bf16":
-        return torch.autocast(device.type, dtype=torch.bfloat16)
+    """Autocast to bf16 or fp16, or nothing."""
+    if precision in AUTOCAST:
+        return torch.autocast(device.type, dtype=AUTOCAST[precision])
     return contextlib.nullcontext()
+
+
+class Scaler:
+    """In fp16 the loss is multiplied by a scale that keeps small gradients above 6e-8; elsewhere nothing happens.
+
+    The scale doubles after 2,000 steps that went well and halves after each that overflowed (arXiv 1710.03740, section
+    3.2). A step that overflowed is left out.
+    """
+
+    def __init__(self, precision: str, device: torch.device, max_skipped_steps: int) -> None:
+        """`max_skipped_steps`: steps in a row that may overflow."""
+        self._scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+        self._max_skipped_steps = max_skipped_steps
+        self.skipped = 0  # steps left out in a row
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: JSON values; empty where nothing is scaled."""
+        if not self._scaler.is_enabled():
+            return {}
+        stored = self._scaler.state_dict()
+        return {"scale": stored["scale"], "growth_tracker": stored["_growth_tracker"], "skipped": self.skipped}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` said."""
+        if self._scaler.is_enabled() and state:
+            self._set(state["scale"], state["growth_tracker"])
+            self.skipped = state["skipped"]
+
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss to differentiate."""
+        return self._scaler.scale(loss)
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the optimiser's gradients by the scale: before their norm is taken."""
+        self._scaler.unscale_(optimizer)
+
+    def step(self, optimizer: torch.optim.Optimizer, norm_is_finite: bool, *, place: str = "fp16") -> bool:
+        """Update the weights, or leave the step out when it overflowed; returns whether they were updated.
+
+        All processes decide alike, because the norm is that of the gradients they have exchanged. Raises Diverged,
+        which names the `place`, when too many steps in a row overflow.
+        """
+        if not self._scaler.is_enabled():
+            optimizer.step()
+            return True
+        if norm_is_finite:
+            optimizer.step()
+            self._scaler.update()
+            self.skipped = 0
+            return True
+        self.skipped += 1
+        scale = self._scaler.get_scale() * self._scaler.get_backoff_factor()
+        # said outright: a norm may overflow though no gradient does
+        self._scaler.update(scale)
+        self._set(scale, 0)
+        if self.skipped > self._max_skipped_steps:
+            raise Diverged(
+                f"{place}: {self.skipped} steps in a row overflow fp16, down to a loss scale of {scale:g}, at most "
+                f"{self._max_skipped_steps} may; lower train.lr, or set train.precision to bf16 or fp32"
+            )
+        return False
+
+    def _set(self, scale: float, growth_tracker: int) -> None:
+        self._scaler.load_state_dict(self._scaler.state_dict() | {"scale": scale, "_growth_tracker": growth_tracker})

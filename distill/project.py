@@ -18,12 +18,13 @@ from corpora.errors import Damaged, InputRefused
 from corpora.prepare import Corpus, open_corpus
 from corpora.storage import digest, file_digest, fingerprint_digest, read_manifest
 from corpora.tokenizer import read_tokenizer
-from distill.config import Recipe, TermConfig, TrainConfig, as_plain
+from distill.config import Recipe, StudentConfig, TeacherConfig, TermConfig, TrainConfig, as_plain
 from distill.controls import CROSS_ENTROPY, control_terms, control_train
 from distill.members import asked_snapshots
+from distill.phases import read_views
 from distill.plan import Plan, plan
 from distill.run import Run, average_folder, snapshot_folder
-from distill.step_data import Term, view_shares
+from distill.step_data import Term
 from students.language_model import LanguageModel
 from students.narrowed import Narrowed
 from students.run_folder import NETWORK_CONFIG, WEIGHTS, load_model, weight_files
@@ -34,7 +35,7 @@ from teachers.weights import FittedWeights
 
 MOST_NAME = 80  # characters of a readable name; file systems take 255 bytes
 # how often a run saves, and what it keeps, changes nothing that it computes
-_NO_EFFECT = ("checkpoint_every", "snapshots", "average")
+_NO_EFFECT = ("checkpoint_every", "snapshots", "word_snapshots", "average")
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Project:
         if config.view is not None:
             return config.view
         if config.train is not None:
-            return next(iter(view_shares(config.train)))
+            return read_views(config.train)[0]
         return _trained_view(self.teacher_folder(name), f"teachers.{name}")
 
     def teacher_run(self, name: str) -> Run:
@@ -98,23 +99,29 @@ class Project:
             folder=self.teacher_folder(name),
             model=config.model,
             train=train,
-            terms=(Term(CROSS_ENTROPY, None),),
+            terms=tuple(Term(term, None, number) for number, term in enumerate(config.terms or [CROSS_ENTROPY])),
             corpus=self.corpus,
             cache=self.recipe.cache,
             seed=seed,
-            fingerprint=self._run_fingerprint(config.model, train, (), seed),
+            fingerprint=self._run_fingerprint(config, train, tuple(config.terms), seed),
             tracking=self.recipe.tracking,
+            benchmarks=self.recipe.benchmarks,
+            start=Path(config.start) if config.start else None,
+            adapters=config.adapters,
         )
 
     def teacher_weights(self, name: str) -> str:
         """Digest of a teacher's weights; its tokenizer must be the project's (else InputRefused)."""
-        folder = self.teacher_folder(name)
+        foreign = self.recipe.teachers[name].path is not None
+        return self._weights_of(self.teacher_folder(name), f"teachers.{name}", foreign=foreign)
+
+    def _weights_of(self, folder: Path, place: str, *, foreign: bool) -> str:
         if folder not in self._digests:  # gigabytes are read once
-            self._digests[folder] = _weights_and_tokenizer(folder, self.recipe.teachers[name].path is not None)
+            self._digests[folder] = _weights_and_tokenizer(folder, foreign)
         weights, tokenizer = self._digests[folder]
         if tokenizer != self.corpus.tokenizer.digest:
             raise InputRefused(
-                f"teachers.{name} ({folder}): its tokenizer is {tokenizer[:8]}, the project's is "
+                f"{place} ({folder}): its tokenizer is {tokenizer[:8]}, the project's is "
                 f"{self.corpus.tokenizer.digest[:8]}; train both with the same tokenizer (distilling across tokenizers "
                 "is not offered yet)"
             )
@@ -237,7 +244,7 @@ class Project:
         config = self.recipe.students[name]
         seed = address(self.recipe.seed, "student", name)
         terms, train = control_terms(self, name, control), control_train(self, name, control)
-        fingerprint = self._run_fingerprint(config.model, train, terms, seed)
+        fingerprint = self._run_fingerprint(config, train, terms, seed)
         full_name = f"{name}.{control}" if control else name
         return Run(
             name=full_name,
@@ -250,6 +257,9 @@ class Project:
             seed=seed,
             fingerprint=fingerprint,
             tracking=self.recipe.tracking,
+            benchmarks=self.recipe.benchmarks,
+            start=Path(config.start) if config.start else None,
+            adapters=config.adapters,
         )
 
     def student_runs(self) -> Iterator[tuple[str, str | None]]:
@@ -262,12 +272,14 @@ class Project:
         return Term(term, self.ensemble(self.pool(term), "train") if term.members else None, number)
 
     def _run_fingerprint(
-        self, model: Any, train: TrainConfig, terms: tuple[TermConfig, ...], seed: int
+        self, config: TeacherConfig | StudentConfig, train: TrainConfig, terms: tuple[TermConfig, ...], seed: int
     ) -> dict[str, Any]:
-        masked = "masked" in view_shares(train)
+        masked = "masked" in read_views(train)
         return {
             "corpus": self.corpus.identity("train"),
-            "model": as_plain(model),
+            "model": as_plain(config.model),
+            "start": self._weights_of(Path(config.start), "start", foreign=True) if config.start else None,
+            "adapters": as_plain(config.adapters) if config.adapters else None,
             "train": {key: value for key, value in as_plain(train).items() if key not in _NO_EFFECT},
             "masks": self._masks() if masked else None,
             "terms": [self._term_fingerprint(term) for term in terms],

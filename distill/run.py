@@ -2,6 +2,8 @@
 
     RUN/                          the last weights, tokenizer and metrics log
     RUN/snapshots/step-00000300   the weights after a step, kept for good
+    RUN/snapshots/chck_1M         the weights after so many words, named as the BabyLM challenge does
+    RUN/snapshots/best-00000200   the weights that were best on the tune stream, until better ones are found
     RUN/snapshots/average         the moving average of the weights
 
 Each of them is a run folder of its own: a teacher, a candidate, a model of transformers.
@@ -9,18 +11,21 @@ Each of them is a run folder of its own: a teacher, a candidate, a model of tran
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.config import BenchmarksConfig
 from corpora.errors import InputRefused
 from corpora.prepare import Corpus
 from corpora.storage import file_digest, new_folder, read_manifest
 from distill.config import TrackingConfig, TrainConfig
-from distill.step_data import Term, view_shares
+from distill.phases import read_views
+from distill.step_data import Term
 from distill.tracking import METRICS
+from students.adapters import merged
 from students.buildable import Buildable
-from students.config import ModelConfig
+from students.config import AdapterConfig, ModelConfig
 from students.run_folder import save_model
 from teachers.config import CacheConfig
 
@@ -39,11 +44,25 @@ class Run:
     seed: int
     fingerprint: dict[str, Any]  # of all that affects the weights
     tracking: TrackingConfig
+    benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)  # of which a probe scores a few pairs
+    start: Path | None = None  # folder of the weights that training begins with; None: drawn anew
+    adapters: AdapterConfig | None = None  # trained instead of those weights
 
 
 def snapshot_folder(run_folder: Path, step: int) -> Path:
     """Where a run keeps the weights after a step."""
     return run_folder / "snapshots" / f"step-{step:08d}"
+
+
+def word_snapshot_folder(run_folder: Path, words: int) -> Path:
+    """Where a run keeps the weights after so many words, named as the BabyLM challenge names its checkpoints."""
+    million, rest = divmod(words, 1_000_000)
+    return run_folder / "snapshots" / (f"chck_{words}" if rest else f"chck_{million}M")
+
+
+def best_folder(run_folder: Path, step: int) -> Path:
+    """Where a run keeps the weights of its best look at the tune stream."""
+    return run_folder / "snapshots" / f"best-{step:08d}"
 
 
 def average_folder(run_folder: Path) -> Path:
@@ -76,8 +95,9 @@ def save_run(
 
     `with_log` lists the metrics log, which already lies in the folder. Raises NoRoom when they do not fit.
     """
+    plain = merged(model)
     with new_folder(folder, kind="run", fingerprint=fingerprint) as writer:
-        save_model(writer, model)
+        save_model(writer, plain)
         for name in ("tokenizer.json", "tokenizer_config.json"):
             writer.write(name, (run.corpus.tokenizer_folder / name).read_bytes())
         if with_log:
@@ -85,10 +105,10 @@ def save_run(
             writer.adopt(METRICS, {"size": metrics.stat().st_size, "digest": file_digest(metrics)})
         writer.facts |= {
             "name": run.name,
-            "views": list(view_shares(run.train)),
+            "views": read_views(run.train),
             "steps": steps,
             "words": words,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in plain.parameters()),
             "tokenizer": run.corpus.tokenizer.digest,
             "precision": precision,
         }

@@ -125,7 +125,7 @@ def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
     """Join the other processes; the first holds the project's lock for as long as anything may be written."""
     keep_freed_memory()
     allow_many_files()
-    processes = Processes(recipe.processes)
+    processes = Processes(recipe.processes, recipe.timeout)
     project = Project(recipe)
     with locked(project.folder) if processes.is_first else contextlib.nullcontext():
         if processes.is_first:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from corpora.batch import Batch, Objective, View, causal_view, masked_view
 from corpora.errors import RecipeError
-from corpora.loader import Row, RowPlan, Span
+from corpora.loader import Row, Span
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
 from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
 from distill.fused import RowTerm
 from distill.objective import Part
+from distill.phases import RunPlan, batch_sizes, phases_of, view_shares
 from distill.schedule import scheduled_share
 from teachers.config import ROUND_STEP, CacheConfig
 from teachers.ensemble import Ensemble
@@ -41,28 +42,20 @@ class StepData:
     counts: dict[str, int]  # by name of each term: the targets it speaks of, over all processes and micro-batches
 
 
-def view_shares(config: TrainConfig) -> dict[Objective, float]:
-    """Share of the rows of each objective, adding up to 1, in an order that does not depend on how they are written."""
-    if config.view is not None:
-        return {config.view: 1.0}
-    total = sum(config.views.values())
-    return {objective: share / total for objective, share in sorted(config.views.items()) if share > 0}
-
-
 def require_rows(config: TrainConfig, world_size: int) -> None:
     """Raise RecipeError when a step has no row for some view or some process."""
-    if config.batch_size < world_size:
-        raise RecipeError(
-            f"train.batch_size: {config.batch_size} rows for {world_size} processes, each needs at least one; raise it"
-        )
-    shares = view_shares(config)
-    some = [Row(0, (0, 0))] * config.batch_size
-    missing = set(shares) - {objective for objective, _ in _rows_of_views(some, shares)}
-    if missing:
-        raise RecipeError(
-            f"train.batch_size: {config.batch_size} rows leave none for {' and '.join(sorted(missing))} with the "
-            f"shares of train.views; raise it to {round(1 / min(shares.values()))} or make the shares more equal"
-        )
+    for number, phase in enumerate(phases_of(config)):
+        place = f"train.phases.{number}.batch_size" if config.phases else "train.batch_size"
+        rows = int(batch_sizes(config, phase, 2).min())
+        if rows < world_size:
+            raise RecipeError(f"{place}: {rows} rows for {world_size} processes, each needs at least one; raise it")
+        shares = view_shares(phase) or view_shares(config)
+        missing = set(shares) - {objective for objective, _ in _rows_of_views([Row(0, (0, 0))] * rows, shares)}
+        if missing:
+            raise RecipeError(
+                f"{place}: {rows} rows leave none for {' and '.join(sorted(missing))} with the shares of the views; "
+                f"raise it to {round(1 / min(shares.values()))} or make the shares more equal"
+            )
 
 
 def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: CacheConfig) -> View:
@@ -71,7 +64,7 @@ def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: Cach
     With `dynamic_masks` each round has masks of its own; otherwise the rounds have the cache's, in turn.
     """
     if objective == "causal":
-        return causal_view()
+        return causal_view(isolated=config.isolated)
     number, fold = divmod(epoch, cache.num_folds)
     mask_seed = cache.mask_seed + ROUND_STEP * (number if config.dynamic_masks else number % cache.rounds)
     return masked_view(
@@ -79,6 +72,7 @@ def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: Cach
         fold=fold,
         num_folds=cache.num_folds,
         mean_span=cache.mean_span,
+        isolated=config.isolated,
         keep_share=cache.keep_share,
         random_share=cache.random_share,
     )
@@ -86,47 +80,53 @@ def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: Cach
 
 def step_data(
     step: int,
-    plan: RowPlan,
+    plan: RunPlan,
     *,
-    steps: int,
     corpus: Corpus,
     config: TrainConfig,
     cache: CacheConfig,
     terms: Sequence[Term],
     processes: Processes,
+    micro_batch_size: int | None = None,
     precision: str = "fp32",
 ) -> StepData:
-    """What this process reads in a step of a run of `steps`.
+    """What this process reads in a step of a run, at most `micro_batch_size` rows at a time.
 
     The rows, targets and weights of the whole step are the same on any number of processes.
     """
-    shares = view_shares(config)
-    own = processes.own_share(_rows_of_views(plan.rows(step), shares))
-    count = _num_micro_batches(len(own), config)
-    drafts = [
-        [
-            # another pass over the text hears other draws
-            _Draft.of(batch, terms, processes.device, precision, draw=epoch)
-            for (objective, epoch), spans in _together(own[number::count]).items()
-            for batch in [
-                make_batch(
-                    corpus.streams["train"],
-                    spans,
-                    step_view(objective, epoch, config, cache),
-                    token_ids=corpus.token_ids,
-                    vocab_size=corpus.vocab_size,
-                )
-            ]
-        ]
-        for number in range(count)
-    ]
+    shares = plan.shares(step)
+    rows = _rows_of_views(plan.rows(step), shares)
+    own = processes.own_share(rows)
+    # where a model is sharded, all processes must read equally often, if need be a row without a target
+    alike = config.parallel == "fsdp"
+    most = -(-len(rows) // processes.world_size) if alike else len(own)
+    count = -(-most // (micro_batch_size or config.micro_batch_size or most))
+    everything = _together(rows)
+
+    def draft(objective: Objective, epoch: int, spans: Sequence[Span]) -> _Draft:
+        batch = make_batch(
+            corpus.streams["train"],
+            spans or everything[objective, epoch][:1],
+            step_view(objective, epoch, config, cache),
+            token_ids=corpus.token_ids,
+            vocab_size=corpus.vocab_size,
+        )
+        # another pass over the text hears other draws
+        draft = _Draft.of(batch if spans else batch.silent(), terms, processes.device, precision, draw=epoch)
+        return replace(draft, num_rows=len(spans))
+
+    drafts = []
+    for number in range(count):
+        grouped = _together(own[number::count])
+        keys = everything if alike else grouped
+        drafts.append([draft(*key, grouped.get(key, [])) for key in keys])
     named = {name: term for view in shares for name, term in terms_of(view, terms).items()}
     targets, counted_rows = _counts(list(itertools.chain(*drafts)), list(named), processes)
     weights = {}
     for view, share in shares.items():
         for name, term in terms_of(view, terms).items():
             count_of = counted_rows[name] if term.config.legacy_batchmean else targets[name]
-            scheduled = term.config.weight * scheduled_share(step, steps, term.config.schedule)
+            scheduled = term.config.weight * scheduled_share(step, plan.steps, term.config.schedule)
             # a step of very few rows may hide nothing; then there is nothing to weigh
             weights[name] = share * scheduled / max(count_of, 1)
     return StepData([[draft.part(weights) for draft in parts] for parts in drafts], targets)
@@ -148,6 +148,7 @@ class _Draft:
     batch: Batch
     terms: dict[str, Term]
     signals: dict[str, Signal]  # of the terms that have one
+    num_rows: int = 0  # rows that are there for what they say
 
     @classmethod
     def of(cls, batch: Batch, terms: Sequence[Term], device: torch.device, precision: str, *, draw: int) -> _Draft:
@@ -197,16 +198,12 @@ def _together(rows: Sequence[tuple[Objective, Row]]) -> dict[tuple[Objective, in
     return grouped
 
 
-def _num_micro_batches(rows: int, config: TrainConfig) -> int:
-    return -(-rows // (config.micro_batch_size or rows))
-
-
 def _counts(
     drafts: Sequence[_Draft], names: Sequence[str], processes: Processes
 ) -> tuple[dict[str, int], dict[str, int]]:
     """Targets and rows that each term speaks of in the whole step, over all processes."""
     targets = [sum(draft.targets(name) for draft in drafts) for name in names]
-    rows = [sum(len(draft.batch) for draft in drafts if name in draft.terms) for name in names]
+    rows = [sum(draft.num_rows for draft in drafts if name in draft.terms) for name in names]
     # fp64 counts are exact far beyond any batch
     summed = processes.sum(torch.tensor([targets, rows], dtype=torch.float64, device=processes.device))
     return tuple(dict(zip(names, counts, strict=True)) for counts in summed.long().tolist())  # type: ignore[return-value]

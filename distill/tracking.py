@@ -1,71 +1,170 @@
-"""What a run says while it trains: a log of what is reproducible, a file of times, a line for the reader.
+"""What a run says while it trains: a log of what is reproducible, a file of times, and something to watch.
 
 `metrics.jsonl` holds numbers that a second run repeats to the last digit; `timings.jsonl` holds what depends on the
-machine. A tracker is opt-in, and its failure never ends a run.
+machine. Trackers are opt-in (`trackers`), and `console` draws.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
-import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
 from corpora.storage import AppendLog
 from distill.config import TrackingConfig
+from distill.console import Moment, open_display
+from distill.throughput import Meter, cuda_peak_bytes, forget_cuda_peak, matmul_rate, resident_bytes
+from distill.trackers import close_trackers, flattened, start_trackers
+from students.elc_bert import ElcBert
+from students.modeling_elc_bert import LayerMix
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
-_LINE_EVERY = 10.0  # seconds between lines where the output is not a terminal
 
 
 class Tracker:
     """Writes the logs of one run in the first process; in the others every method does nothing."""
 
     def __init__(
-        self, folder: Path, *, name: str, steps: int, log_length: int, config: TrackingConfig, writes: bool
+        self,
+        folder: Path,
+        *,
+        name: str,
+        steps: int,
+        log_length: int,
+        config: TrackingConfig,
+        writes: bool,
+        flops_per_token: float | None = None,
+        precision: str = "fp32",
+        device: torch.device | None = None,
+        devices: int = 1,
     ) -> None:
-        """Open the logs; the metrics log is cut back to `log_length`, the bytes that the checkpoint knew."""
+        """Open the logs; the metrics log is cut back to `log_length`, the bytes that the checkpoint knew.
+
+        `flops_per_token`: operations of a training step for each token, forward and backward; with it the share of the
+        rate of `devices` devices like `device` in `precision` is shown. `device`: None is the CPU.
+        """
         self._writes = writes
         self._name, self._steps = name, steps
-        self._since = self._printed = time.monotonic()
-        if not writes:
-            return
-        self._metrics = AppendLog(folder / METRICS, length=log_length)
-        self._timings = AppendLog(folder / TIMINGS, length=_whole_lines(folder / TIMINGS))
-        self._wandb = _start_wandb(folder, name, config) if config.wandb else None
+        if writes:
+            self._metrics = AppendLog(folder / METRICS, length=log_length)
+            self._timings = AppendLog(folder / TIMINGS, length=_whole_lines(folder / TIMINGS))
+            self._device = device or torch.device("cpu")
+            rate = devices * matmul_rate(precision, self._device) if flops_per_token is not None else None
+            forget_cuda_peak(self._device)
+            self._meter = Meter(flops_per_token=flops_per_token, rate=rate)
+            self._trackers = start_trackers(folder, name, config)
+            self._display = open_display(config.line_every)
+            self._first: tuple[int, float] | None = None  # step of the first record, and when it came
+        self._since = time.monotonic()
 
     def log(self, record: dict[str, Any], *, tokens: int) -> None:
-        """Add a record; `tokens` were read since the one before."""
+        """Add a record of `step`, `lr` and numbers that a second run repeats; `tokens` were read since the last one."""
         if not self._writes:
             return
         now = time.monotonic()
         seconds, self._since = now - self._since, now
-        rate = tokens / max(seconds, 1e-9)
         self._metrics.append(record)
         self._timings.append({"step": record["step"], "seconds": seconds, "tokens": tokens})
-        if now - self._printed > _LINE_EVERY or record["step"] == self._steps:
-            self._printed = now
-            print(_line(self._name, self._steps, record, rate), flush=True)
-        if self._wandb is not None:
-            self._wandb = _send(self._wandb, record | {"tokens_per_second": rate})
+        self._meter.add(tokens, seconds)
+        moment = Moment(
+            name=self._name,
+            steps=self._steps,
+            record=record,
+            tokens_per_second=self._meter.tokens_per_second,
+            matmul_share=self._meter.share,
+            resident_bytes=resident_bytes(),
+            cuda_peak_bytes=cuda_peak_bytes(self._device),
+            seconds_left=self._seconds_left(record["step"], now),
+        )
+        self._display.show(moment)
+        self._send(
+            record["step"],
+            record
+            | {
+                "tokens_per_second": moment.tokens_per_second,
+                "matmul_share": moment.matmul_share,
+                "resident_bytes": moment.resident_bytes,
+                "cuda_peak_bytes": moment.cuda_peak_bytes,
+            },
+        )
+
+    def look(self, record: dict[str, Any]) -> None:
+        """Add what a look at the tune stream found: `step`, and numbers, which may be nested in dicts."""
+        if self._writes:
+            step, numbers = self._own_record("tune", record)
+            self._display.look(self._name, step, dict(flattened(numbers)))
+
+    def facts(self, record: dict[str, Any]) -> None:
+        """Add what changes slowly: `step`, and weights of layers or of an ensemble, in dicts and lists."""
+        if self._writes:
+            self._own_record("facts", record)
+
+    @contextlib.contextmanager
+    def apart(self) -> Iterator[None]:
+        """What is done inside takes no time of the steps: looks at the tune stream."""
+        entered = time.monotonic()
+        try:
+            yield
+        finally:
+            self._since += time.monotonic() - entered
 
     def synced_length(self) -> int:
         """Bytes of the metrics log, safe on disk."""
         return self._metrics.synced_length() if self._writes else 0
 
     def close(self) -> None:
-        """Close the logs and the tracker, also after a failure."""
+        """Close the display, the logs and the trackers, also after a failure."""
         if not self._writes:
             return
-        for log in (self._metrics, self._timings):
-            # a full disk refuses a last flush too; what counts was synced, and the first error has said why
-            with contextlib.suppress(OSError):
-                log.close()
-        if self._wandb is not None:
-            _send(self._wandb, None)
+        try:
+            self._display.close()
+        finally:
+            for log in (self._metrics, self._timings):
+                # a full disk refuses a last flush too; what counts was synced, and the first error has said why
+                with contextlib.suppress(OSError):
+                    log.close()
+            close_trackers(self._trackers)
+
+    def _seconds_left(self, step: int, now: float) -> float | None:
+        """By the pace since the first record: what comes before it, kernels being compiled, is not paid again."""
+        if self._first is None:
+            self._first = (step, now)
+        first, began = self._first
+        left = self._steps - step
+        return 0.0 if left <= 0 else left * (now - began) / (step - first) if step > first else None
+
+    def _own_record(self, kind: str, record: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        """Log numbers apart from those of training; returns the step and the numbers."""
+        step, numbers = record["step"], {key: value for key, value in record.items() if key != "step"}
+        self._metrics.append({"step": step, kind: numbers})
+        self._send(step, {kind: numbers})
+        return step, numbers
+
+    def _send(self, step: int, values: dict[str, Any]) -> None:
+        if self._trackers:
+            flat = {name: value for name, value in flattened(values) if name != "step"}
+            for tracker in self._trackers:
+                tracker.send(step, flat)
+
+
+def layer_weights(model: nn.Module) -> dict[str, list[float]] | None:
+    """How much each layer of an ELC-BERT reads of every state before it: softmax of its weights, adding up to 1.
+
+    By number of the layer, from "0"; the variant `weighted_output` adds "output". None for other architectures. Where
+    the weights are sharded all processes must ask, for they are gathered.
+    """
+    if not isinstance(model, ElcBert):
+        return None
+    mixes = [module for module in model.modules() if isinstance(module, LayerMix)]
+    names = [*map(str, range(model.config.num_layers)), "output"]  # the last one is there in one variant only
+    return {name: _softmaxed(mix.prev_layer_weights) for name, mix in zip(names, mixes, strict=False)}
 
 
 def read_timings(folder: Path) -> tuple[float, int]:
@@ -75,37 +174,11 @@ def read_timings(folder: Path) -> tuple[float, int]:
     return sum(record["seconds"] for record in records), sum(record["tokens"] for record in records)
 
 
+def _softmaxed(weights: torch.Tensor) -> list[float]:
+    whole = weights.full_tensor() if isinstance(weights, DTensor) else weights
+    return whole.detach().float().softmax(0).tolist()
+
+
 def _whole_lines(path: Path) -> int:
     """Bytes of a log up to its last whole line: a full disk may have cut the one after it."""
     return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
-
-
-def _line(name: str, steps: int, record: dict[str, Any], rate: float) -> str:
-    losses = "  ".join(f"{key} {value:.3f}" for key, value in record.items() if "/" in key)
-    return f"{name}: step {record['step']:,} of {steps:,}  {losses}  lr {record['lr']:.2e}  {rate:,.0f} tokens/s"
-
-
-def _start_wandb(folder: Path, name: str, config: TrackingConfig) -> Any | None:
-    """A run of Weights & Biases, offline when there is no key; None, with a line, when it cannot start."""
-    try:
-        import wandb
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.api.api_key else "offline")
-        settings = wandb.Settings(init_timeout=20)  # seconds that an unreachable server may cost
-        return wandb.init(project=config.project, name=name, dir=str(folder), mode=mode, settings=settings)  # type: ignore[arg-type]
-    except Exception as error:  # whatever it is, it is not worth a run
-        print(f"tracking: wandb did not start ({error}); the run goes on without it", file=sys.stderr)
-        return None
-
-
-def _send(run: Any, record: dict[str, Any] | None) -> Any | None:
-    """Log a record, or finish with None; a failure is told once and ends the tracking, never the run."""
-    try:
-        if record is None:
-            run.finish()
-        else:
-            run.log(record, step=record["step"])
-        return run
-    except Exception as error:  # whatever it is, it is not worth a run
-        print(f"tracking: wandb failed ({error}); the run goes on without it", file=sys.stderr)
-        return None

@@ -1,8 +1,8 @@
-"""What a recipe may say about a model: one dataclass for every architecture."""
+"""What a recipe may say about a model: one dataclass for every architecture, and one for adapters to it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Architecture = Literal["llama", "gptj", "elc_bert"]
@@ -30,3 +30,13 @@ class ModelConfig:
     rotary_dim: int | None = None  # gptj: rotated dimensions of a head; null: min(64, head size)
     variant: Literal["base", "zero", "normalized", "weighted_output"] = "zero"  # elc_bert (arXiv 2311.02265)
     position_buckets: int = 32  # elc_bert: size of the log-bucket relative position table
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """Low-rank adapters (arXiv 2106.09685): W becomes W + alpha / rank * B A, of which A and B are trained."""
+
+    rank: int = 8  # rows of A, columns of B
+    alpha: float = 16.0  # divided by the rank it is the weight of B A
+    dropout: float = 0.0  # on what A reads
+    targets: list[str] = field(default_factory=list)  # linear layers, by the end of their names; empty: all in blocks

@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from corpora.batch import Batch
 from corpora.errors import RecipeError
-from corpora.loader import plan_rows
 from corpora.prepare import Corpus
 from corpora.rows import make_batch
 from distill import fused
@@ -22,7 +21,8 @@ from distill.config import ScheduleConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective, Part, feature_projections
 from distill.optim import learning_rate, make_optimizer
-from distill.step_data import StepData, Term, require_rows, step_data, step_view, terms_of, view_shares
+from distill.phases import plan_run, view_shares
+from distill.step_data import StepData, Term, require_rows, step_data, step_view, terms_of
 from students.buildable import Buildable
 from teachers.cache import CachedTeacher
 
@@ -55,14 +55,11 @@ def teachers(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def data_of(corpus: Corpus, config: TrainConfig, terms: Sequence[Term], processes: Processes) -> StepData:
     """The rows of one step, with their signals and weights."""
-    plan = plan_rows(
-        corpus.streams["train"], seq_len=config.seq_len, batch_size=config.batch_size, seed=5, random_offsets=True
-    )
+    plan = plan_run(replace(config, steps=STEPS), corpus.streams["train"], seed=5)
     numbered = [replace(term, number=number) for number, term in enumerate(terms)]
     return step_data(
         STEP,
         plan,
-        steps=STEPS,
         corpus=corpus,
         config=config,
         cache=tiny.CACHE,
@@ -343,13 +340,12 @@ def test_a_step_that_meets_two_epochs_hears_the_draws_of_each(
 
     monkeypatch.setattr(CachedTeacher, "answer", listening)
     config = tiny.train_config(batch_size=8)
-    plan = plan_rows(corpus.streams["train"], seq_len=32, batch_size=8, seed=5, random_offsets=True)
-    assert plan.rows_per_epoch % 8, "an epoch ends in the middle of a step"
-    step, first = divmod(plan.rows_per_epoch, 8)
+    plan = plan_run(config, corpus.streams["train"], seed=5)
+    assert plan.phases[0].plan.rows_per_epoch % 8, "an epoch ends in the middle of a step"
+    step, first = divmod(plan.phases[0].plan.rows_per_epoch, 8)
     step_data(
         step,
         plan,
-        steps=step + 1,
         corpus=corpus,
         config=config,
         cache=tiny.CACHE,

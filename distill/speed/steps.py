@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from corpora.loader import plan_rows
 from corpora.prepare import Corpus
 from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective
+from distill.phases import plan_run
 from distill.precision import autocast
 from distill.speed.data import Shapes, cached_stand_in, random_model
 from distill.step_data import StepData, Term, step_data
@@ -48,16 +48,17 @@ class Steps:
         self._model = random_model(shapes.student, shapes.vocab_size).to(self.device).train()
         self._objective = Objective(self._model)
         self._cache = CacheConfig(window=shapes.seq_len, precision="bf16" if precision == "bf16" else "fp32")
-        self._plan = plan_rows(
-            corpus.streams["train"], seq_len=shapes.seq_len, batch_size=shapes.rows, seed=1, random_offsets=False
+        self._config = TrainConfig(
+            view="causal", epochs=1.0, batch_size=shapes.rows, seq_len=shapes.seq_len, random_offsets=False
         )
+        self._plan = plan_run(self._config, corpus.streams["train"], seed=1)
 
     def ours(self, terms: Sequence[Term] = (CROSS_ENTROPY,)) -> Step:
         """Our step: batch, teachers' signals, objective."""
         numbers = itertools.count()
 
         def step() -> Tensor:
-            data = self._data(next(numbers), terms)
+            data = self._data(next(numbers) % self._plan.steps, terms)
             total = torch.zeros((), device=self.device)
             for parts in data.micro_batches:
                 with autocast(self.precision, self.device):
@@ -118,7 +119,7 @@ class Steps:
         numbers = itertools.count()
 
         def step() -> Tensor:
-            data = self._data(next(numbers), [CROSS_ENTROPY])
+            data = self._data(next(numbers) % self._plan.steps, [CROSS_ENTROPY])
             [[part]] = data.micro_batches
             with autocast(self.precision, self.device):
                 loss = loss_of(part.batch.input_ids_BT)
@@ -132,9 +133,8 @@ class Steps:
         return step_data(
             number,
             self._plan,
-            steps=self._plan.steps(1.0),
             corpus=self._corpus,
-            config=TrainConfig(view="causal", batch_size=self._shapes.rows, seq_len=self._shapes.seq_len),
+            config=self._config,
             cache=self._cache,
             terms=terms,
             processes=self.processes,

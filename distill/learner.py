@@ -1,0 +1,216 @@
+"""The model that a run trains and everything that changes with it: objective, optimiser, average, loss scaler."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from corpora.addressed import address
+from corpora.errors import Diverged, NoRoom
+from distill.averaging import MovingAverage
+from distill.distributed import Processes
+from distill.learning_rate import set_learning_rate
+from distill.losses import FEATURE_LOSSES
+from distill.micro_batch import halved, is_out_of_memory
+from distill.objective import Objective, feature_projections
+from distill.optim import make_optimizer
+from distill.phases import RunPlan
+from distill.precision import Scaler, autocast, resolve_precision
+from distill.run import Run
+from distill.sharding import full_state, transformer_blocks
+from distill.step_data import StepData, step_data
+from students.adapters import start_from, with_adapters
+from students.buildable import Buildable
+from students.registry import build_model
+
+
+class Learner:
+    """Gradients and updates of one run, in one process of several."""
+
+    def __init__(self, run: Run, processes: Processes) -> None:
+        """A model with the weights of the run's seed."""
+        config = run.train
+        self._run, self._processes = run, processes
+        self.precision = resolve_precision(config.precision, processes.device.type)
+        self.model = self._new_model().to(processes.device)
+        if config.compile:  # without the loss, whose rows are another number in each step
+            self.model.network.base_model.compile()
+        heard = {t.number: t.ensemble for t in run.terms if t.config.loss in FEATURE_LOSSES and t.ensemble is not None}
+        projections = feature_projections(run.model.hidden_size, heard, address(run.seed, "projections"))
+        self.objective = Objective(self.model, projections.to(processes.device))
+        self.average = MovingAverage(self.model, config.average) if config.average is not None else None
+        if config.activation_checkpointing:
+            for block in transformer_blocks(self.model):
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+        # before the optimiser: FSDP2 puts shards in the place of weights
+        self.module = processes.wrap(self.objective, parallel=config.parallel).train()
+        self.optimizer = make_optimizer(self.objective, config)
+        self.scaler = Scaler(self.precision, processes.device, config.max_skipped_steps)
+        self.micro_batch = config.micro_batch_size  # rows; None: all of the process's
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint needs beside weights and the optimiser's state."""
+        return {"micro_batch": self.micro_batch, "scaler": self.scaler.state}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go back to what `state` was; of a run that begins it is empty."""
+        if state:
+            self.micro_batch = state["micro_batch"]
+            self.scaler.restore(state["scaler"])
+
+    def gradients(self, step: int, plan: RunPlan, *, values: bool = True) -> dict[str, float]:
+        """Gradients of a step; returns each term's mean in nats per target, over all processes.
+
+        Without `values` divergences are 0: a teacher that says what is not finite shows in the gradient all the same.
+        Where the recipe leaves the micro-batch open it is halved until memory holds it; raises NoRoom when one row is
+        too much, or when other processes are already waiting.
+        """
+        if self._must_agree(step, plan):
+            self._settle_micro_batch(step, plan)
+        while True:
+            data = self._data(step, plan)
+            try:
+                return self._backward(step, data, values=values)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                given = self._run.train.micro_batch_size
+                if given is not None or self._processes.world_size > 1:
+                    found = given or self.micro_batch or self._most_rows(step, plan)
+                    remedy = f"set train.micro_batch_size lower than {found}"
+                    raise NoRoom(f"{self._where(step)}: {_short(error)}; {remedy}") from error
+                self._halve(step, plan, error)
+
+    def update(self, step: int, means: dict[str, float], rate: float) -> float:
+        """Change the weights by the gradients; returns their norm before clipping.
+
+        Raises Diverged when a loss or the norm is not finite; in fp16 a gradient that overflowed leaves the step out.
+        """
+        config = self._run.train
+        self.scaler.unscale(self.optimizer)
+        norm = self._processes.clip_grad_norm(self.module, config.grad_clip)
+        overflowed = self.precision == "fp16" and not math.isfinite(norm)
+        self._require_finite(step, means if overflowed else means | {"the gradient's norm": norm})
+        set_learning_rate(self.optimizer, rate)
+        self.scaler.step(self.optimizer, not overflowed, place=self._where(step))
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(self.model, step + 1)
+        return norm
+
+    def whole_model(self) -> Buildable | None:
+        """The model with all its weights, in the first process; all call this together where it is sharded."""
+        if self._run.train.parallel == "ddp" or self._processes.world_size == 1:
+            return self.model
+        state = full_state(self.model)
+        if not self._processes.is_first:
+            return None
+        model = self._new_model()
+        model.load_state_dict(state)
+        return model
+
+    def _new_model(self) -> Buildable:
+        run = self._run
+        model = build_model(
+            run.model,
+            vocab_size=run.corpus.vocab_size,
+            token_ids=run.corpus.token_ids,
+            seed=address(run.seed, "init"),
+        )
+        if run.start is not None:
+            start_from(model, run.start)
+        if run.adapters is not None:
+            with_adapters(model, run.adapters, seed=address(run.seed, "adapters"))
+        return model
+
+    def _data(self, step: int, plan: RunPlan) -> StepData:
+        run = self._run
+        return step_data(
+            step,
+            plan,
+            corpus=run.corpus,
+            config=run.train,
+            cache=run.cache,
+            terms=run.terms,
+            processes=self._processes,
+            micro_batch_size=self.micro_batch,
+            precision=self.precision,
+        )
+
+    def _backward(self, step: int, data: StepData, *, values: bool, exchange: bool = True) -> dict[str, float]:
+        run, processes = self._run, self._processes
+        sums: dict[str, Tensor] = dict.fromkeys(data.counts, torch.zeros((), device=processes.device))
+        for number, parts in enumerate(data.micro_batches):
+            # dropout is drawn by address too, so that nothing random has to be saved
+            torch.manual_seed(address(run.seed, "dropout", step, processes.rank, number) >> 1)
+            later = number < len(data.micro_batches) - 1 or not exchange
+            with processes.gradients_later(self.module, later):
+                with autocast(self.precision, processes.device):
+                    loss, term_sums = self.module(parts, values)
+                processes.backward(self.scaler.scale(loss))
+            for name, value in term_sums.items():
+                sums[name] = sums[name] + value
+        if not exchange:
+            return {}
+        totals = processes.sum(torch.stack(list(sums.values()))).tolist()
+        # a term without targets has said nothing, which is not 0
+        return {name: total / count for total, (name, count) in zip(totals, data.counts.items(), strict=True) if count}
+
+    def _require_finite(self, step: int, found: dict[str, float]) -> None:
+        if not all(map(math.isfinite, found.values())):
+            listed = ", ".join(f"{name} is {value:g}" for name, value in found.items())
+            raise Diverged(
+                f"{self._where(step)}: {listed}, all must be finite; lower train.lr, or look at the teachers (the last "
+                "checkpoint is whole)"
+            )
+
+    # the micro-batch
+
+    def _must_agree(self, step: int, plan: RunPlan) -> bool:
+        """Whether several processes meet rows of a new size, which all must hold before any waits for another."""
+        begins = step == plan.phase(step).first or self.micro_batch is None
+        open_ = self._run.train.micro_batch_size is None and self._run.train.parallel == "ddp"
+        return self._processes.world_size > 1 and open_ and begins
+
+    def _settle_micro_batch(self, step: int, plan: RunPlan) -> None:
+        """Try the step's rows without exchanging anything, until they fit into the memory of every process."""
+        while True:
+            data, failed = self._data(step, plan), None
+            try:
+                self._backward(step, data, values=True, exchange=False)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                failed = error
+            self.objective.zero_grad(set_to_none=True)
+            if not self._processes.any(failed is not None):
+                self.micro_batch = self.micro_batch or self._most_rows(step, plan)
+                return
+            self._halve(step, plan, failed)
+
+    def _most_rows(self, step: int, plan: RunPlan) -> int:
+        return -(-len(plan.rows(step)) // self._processes.world_size)
+
+    def _halve(self, step: int, plan: RunPlan, error: BaseException | None) -> None:
+        self.objective.zero_grad(set_to_none=True)
+        rows = halved(self.micro_batch or self._most_rows(step, plan))
+        if not rows:
+            told = "another process has no memory for it" if error is None else _short(error)
+            raise NoRoom(f"{self._where(step)}: one row is too much ({told}); shorten train.seq_len")
+        if self._processes.is_first:
+            print(f"memory: {self._where(step)} goes on with micro-batches of {rows} rows", flush=True)
+        self.micro_batch = rows
+
+    def _where(self, step: int) -> str:
+        return f"{self._run.folder}: step {step + 1}"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:120]
