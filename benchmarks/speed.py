@@ -26,6 +26,7 @@ from corpora.errors import CuveeError, RecipeError
 
 SUITES = {
     "distill": "distill.speed.suite",
+    "train": "distill.speed.training",
     "fidelity": "distill.speed.fidelity",
 }
 FALLS_SHORT = 1  # exit code when a figure misses its target

@@ -58,7 +58,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         **dict.fromkeys(("betas", "average"), below_one),
         "seq_len": at_least(2),
     },
-    MuonConfig: {"lr": above(0), "momentum": below_one, "ns_steps": at_least(1)},
+    MuonConfig: {"lr": above(0), "momentum": below_one, "ns_steps": ("from 1 to 99", lambda value: 1 <= value <= 99)},
     PhaseConfig: {
         "share": above(0),
         "seq_len": at_least(2),

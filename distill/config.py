@@ -28,7 +28,7 @@ Control = Literal["no_teacher_equal_steps", "no_teacher_equal_flops", "best_sing
 class MuonConfig:
     """Muon for the matrices between the embedding and the head (Jordan et al., 2024); AdamW has the rest."""
 
-    lr: float = 0.02  # peak learning rate of those matrices; it follows the schedule of `lr`
+    lr: float = 0.02  # peak learning rate of those matrices; it follows the schedule of `lr`, and so does their decay
     momentum: float = 0.95
     nesterov: bool = True
     ns_steps: int = 5  # iterations of Newton and Schulz
@@ -70,8 +70,8 @@ class TrainConfig:
     optimizer: Literal["adamw", "muon", "lamb"] = "adamw"
     lr: float = 1e-3  # peak learning rate
     lr_schedule: Literal["cosine", "linear", "constant", "warmup_stable_decay", "polynomial", "exponential"] = "cosine"
-    min_lr_share: float = 0.1  # the schedule ends at this share of the peak
-    warmup_share: float = 0.05  # share of the steps over which the rate rises linearly
+    min_lr_share: float = 0.1  # the schedule ends at this share of the peak; constant: not used
+    warmup_share: float = 0.05  # share of the steps over which the rate rises linearly (exponential: as the square)
     warmup_steps: int | None = None  # instead of a share
     decay_share: float = 0.2  # warmup_stable_decay: share of the steps over which the rate falls
     cooldown_share: float = 0.0  # share of the steps at the end over which the rate falls from there to 0, linearly

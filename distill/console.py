@@ -146,7 +146,7 @@ def plain_line(moment: Moment) -> str:
         f"{moment.name}: step {record['step']:,} of {moment.steps:,}",
         _listed(moment.losses),
         f"lr {record['lr']:.2e}",
-        *([f"grad norm {record['grad_norm']:.3g}"] if "grad_norm" in record else []),
+        *([f"grad norm {record['grad_norm']:.3g}"] if record.get("grad_norm") is not None else []),
         *([f"{record['words']:,} words"] if "words" in record else []),
         f"{moment.tokens_per_second:,.0f} tokens/s",
         *([f"{_percent(moment.matmul_share)} of matmul"] if moment.matmul_share is not None else []),
@@ -165,7 +165,7 @@ def _rows(moment: Moment) -> Iterator[tuple[str, str]]:
     for name, value in moment.losses.items():
         yield f"{name} (nats)", _number(value)
     yield "learning rate", f"{record['lr']:.2e}"
-    if "grad_norm" in record:
+    if record.get("grad_norm") is not None:
         yield "gradient norm", f"{record['grad_norm']:.3g}"
     if "words" in record:
         yield "words seen", f"{record['words']:,}"

@@ -228,7 +228,7 @@ class _Watch:
         self.own = _Said(socket.gethostname(), os.getpid(), _born(os.getpid()))
         self._lock = threading.Lock()
         self._entered, self._inside, self._meetings = time.monotonic(), False, 0
-        self._gone: tuple[float, str] | None = None  # since when the store does not answer
+        self._answered, self._trouble = time.monotonic(), "no answer"  # when the store last did, and why not since
         self._told: float | None = None  # when this process began to leave because another is lost
         self._doomed: float | None = None  # since when one is lost
         self._keeps_store = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
@@ -245,8 +245,9 @@ class _Watch:
             self._peers = {number: _Peer(said) for number, said in self._heard().items()}
         self._stopped = threading.Event()
         self._interval = min(timeout / 10, 0.5)
-        self._thread = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
-        self._thread.start()
+        # what talks to the store may wait for it without end; what judges never waits
+        for task in (self._talk, self._end_if_stuck):
+            threading.Thread(target=self._repeat, args=(task,), name="watch", daemon=True).start()
         atexit.register(self._finish)
 
     @contextlib.contextmanager
@@ -298,8 +299,7 @@ class _Watch:
         """Tell the others why this process goes."""
         if self.own.left is None:
             self.own.left = reason
-            with contextlib.suppress(RuntimeError):  # no store is left to tell
-                self._say()
+            self._say_at_once()
 
     def _finish(self) -> None:
         self.leave("")
@@ -308,21 +308,27 @@ class _Watch:
         while self._keeps_store and time.monotonic() < until and self._some_are_there():
             time.sleep(0.05)
         self._stopped.set()
-        self._thread.join(timeout=1.0)
 
     def _some_are_there(self) -> bool:
         return any(peer.said.left is None for peer in self._peers.values())
 
-    def _keep_watch(self) -> None:
+    def _repeat(self, task: Callable[[], None]) -> None:
         while not self._stopped.wait(self._interval):
-            asked = time.monotonic()
-            try:
+            task()
+
+    def _talk(self) -> None:
+        try:
+            self._say()
+            self._hear()
+            self._answered = time.monotonic()
+        except RuntimeError as error:
+            self._trouble = _first_line(error)
+
+    def _say_at_once(self) -> None:
+        """Not by the thread; a store that does not answer is not asked."""
+        if time.monotonic() - self._answered < PATIENCE:
+            with contextlib.suppress(RuntimeError):
                 self._say()
-                self._hear()
-                self._gone = None
-            except RuntimeError as error:
-                self._gone = self._gone or (asked, _first_line(error))
-            self._end_if_stuck()
 
     def _say(self) -> None:
         with self._lock:
@@ -353,12 +359,15 @@ class _Watch:
             if peer.said.left is not None:
                 if self._inside or behind:
                     return self._line(rank, f"has left ({peer.said.left or 'it was done'})")
-            elif (silence := now - peer.beat_at) > patience:
+            elif (silence := self._answered - peer.beat_at) > patience:
                 return self._line(rank, f"has given no sign of life for {silence:.0f} s")
             elif behind and waited > patience:
                 return self._line(rank, f"has been waited for {waited:.0f} s")
-        if self._gone is not None and now - self._gone[0] > patience:
-            return f"processes: the launcher's store is gone, and with it rank 0's machine ({self._gone[1]}){_REMEDY}"
+        if (silence := now - self._answered) > patience:
+            return (
+                f"processes: rank 0's launcher, which keeps the store, has given no sign of life for {silence:.0f} s "
+                f"({self._trouble}){_REMEDY}"
+            )
         return None
 
     def _line(self, rank: int, what: str) -> str:
@@ -373,15 +382,14 @@ class _Watch:
 
     def _blame(self, line: str) -> str:
         self.own.blames, self._told = line, time.monotonic()
-        with contextlib.suppress(RuntimeError):
-            self._say()
+        self._say_at_once()
         self._end_silent_siblings()
         return line
 
     def _end_silent_siblings(self) -> None:
         """A stopped process hears no request to leave, and its launcher would wait for it."""
         for peer in self._peers.values():
-            silent = peer.said.left is None and time.monotonic() - peer.beat_at > PATIENCE
+            silent = peer.said.left is None and self._answered - peer.beat_at > PATIENCE
             if silent and peer.said.host == self.own.host and peer.said.born and _born(peer.said.pid) == peer.said.born:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(peer.said.pid, signal.SIGKILL)

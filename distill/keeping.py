@@ -64,10 +64,10 @@ class Keeper:
     def finish(self, step: int, *, words: int) -> None:
         """Commit the run folder: the average first, then the weights that the run leaves, so that it is whole."""
         run, average = self._run, self._learner.average
-        if average is not None and self._processes.is_first:
+        if average is not None and (mean := self._learner.whole(average.model)) and self._processes.is_first:
             facts = {"steps": step, "words": words, "precision": self._learner.precision}
-            save_run(run, average_folder(run.folder), average.model, fingerprint=average_fingerprint(run), **facts)
-        model = self._learner.whole_model()
+            save_run(run, average_folder(run.folder), mean, fingerprint=average_fingerprint(run), **facts)
+        model = self._learner.whole(self._learner.model)
         if self._processes.is_first:
             if run.train.keep == "best" and self._best is not None:
                 kept = read_manifest(best_folder(run.folder, self._best[0]))
@@ -78,7 +78,7 @@ class Keeper:
             save_run(run, run.folder, model, fingerprint=run.fingerprint, with_log=True, **facts)  # type: ignore[arg-type]
 
     def _save(self, folder, *, step: int, words: int) -> None:
-        model = self._learner.whole_model()
+        model = self._learner.whole(self._learner.model)
         if self._processes.is_first and read_manifest(folder) is None:
             assert model is not None
             fingerprint = snapshot_fingerprint(self._run, step)

@@ -23,7 +23,7 @@ from distill.optim import make_optimizer
 from distill.phases import RunPlan
 from distill.precision import Scaler, autocast, resolve_precision
 from distill.run import Run
-from distill.sharding import full_state, transformer_blocks
+from distill.sharding import full_state, is_sharded, shard, transformer_blocks
 from distill.step_data import StepData, step_data
 from students.adapters import start_from, with_adapters
 from students.buildable import Buildable
@@ -50,6 +50,8 @@ class Learner:
                 block.forward = partial(checkpoint, block.forward, use_reentrant=False)
         # before the optimiser: FSDP2 puts shards in the place of weights
         self.module = processes.wrap(self.objective, parallel=config.parallel).train()
+        if self.average is not None and is_sharded(self.module):
+            shard(self.average.model, processes.device)
         self.optimizer = make_optimizer(self.objective, config)
         self.scaler = Scaler(self.precision, processes.device, config.max_skipped_steps)
         self.micro_batch = config.micro_batch_size  # rows; None: all of the process's
@@ -105,16 +107,16 @@ class Learner:
             self.average.update(self.model, step + 1)
         return norm
 
-    def whole_model(self) -> Buildable | None:
-        """The model with all its weights, in the first process; all call this together where it is sharded."""
-        if self._run.train.parallel == "ddp" or self._processes.world_size == 1:
-            return self.model
-        state = full_state(self.model)
+    def whole(self, model: Buildable) -> Buildable | None:
+        """The model, or its average, with all weights, in the first process; where it is sharded all call together."""
+        if not is_sharded(model):
+            return model
+        state = full_state(model)
         if not self._processes.is_first:
             return None
-        model = self._new_model()
-        model.load_state_dict(state)
-        return model
+        gathered = self._new_model()
+        gathered.load_state_dict(state)
+        return gathered
 
     def _new_model(self) -> Buildable:
         run = self._run

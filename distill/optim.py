@@ -14,7 +14,6 @@ from torch.optim import AdamW, Muon, Optimizer
 from corpora.errors import RecipeError
 from distill.config import TrainConfig
 from distill.lamb import Lamb
-from distill.learning_rate import learning_rate  # noqa: F401  # until tests/test_objective.py asks there
 from distill.objective import Objective
 from students.language_model import LanguageModel
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,9 +66,13 @@ class Tracker:
         self._since = time.monotonic()
 
     def log(self, record: dict[str, Any], *, tokens: int) -> None:
-        """Add a record of `step`, `lr` and numbers that a second run repeats; `tokens` were read since the last one."""
+        """Add a record of `step`, `lr` and numbers that a second run repeats; `tokens` were read since the last one.
+
+        A number that is not finite (the gradient's norm in a step that fp16 leaves out) is null in the log.
+        """
         if not self._writes:
             return
+        record = {name: value if math.isfinite(value) else None for name, value in record.items()}
         now = time.monotonic()
         seconds, self._since = now - self._since, now
         self._metrics.append(record)

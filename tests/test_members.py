@@ -20,7 +20,7 @@ from torch import Tensor
 from corpora.errors import InputRefused, RecipeError
 from corpora.prepare import Corpus
 from corpora.storage import read_manifest
-from distill import train as loop
+from distill import learner as loop
 from distill.averaging import MovingAverage, mean_of_runs
 from distill.config import Recipe
 from distill.distributed import Processes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ from distill import fused
 from distill.config import ScheduleConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective, Part, feature_projections
-from distill.optim import learning_rate, make_optimizer
 from distill.phases import plan_run, view_shares
 from distill.step_data import StepData, Term, require_rows, step_data, step_view, terms_of
 from students.buildable import Buildable
@@ -420,31 +418,3 @@ def test_a_round_of_folds_hides_every_position_once_and_later_rounds_differ_if_a
 
 
 # optimiser
-
-
-def test_the_learning_rate_rises_peaks_and_falls() -> None:
-    config = tiny.train_config(lr=2.0, warmup_share=0.1, min_lr_share=0.25)
-    rates = [learning_rate(step, 100, config) for step in range(100)]
-    assert rates[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
-    assert rates[10] == 2.0 and max(rates) == 2.0
-    assert rates[55] == pytest.approx((2.0 + 0.5) / 2)  # half way down the cosine
-    assert rates[99] == pytest.approx(0.5 + 1.5 * 0.5 * (1 + math.cos(math.pi * 89 / 90)))
-    assert all(later < earlier for earlier, later in zip(rates[10:], rates[11:], strict=False))
-
-
-def test_the_learning_rate_of_very_short_runs_is_positive() -> None:
-    for warmup_share in (0.0, 0.5, 1.0):
-        for steps in (1, 2, 3):
-            config = tiny.train_config(warmup_share=warmup_share, min_lr_share=0.1)
-            rates = [learning_rate(step, steps, config) for step in range(steps)]
-            assert min(rates) > 0 and max(rates) == pytest.approx(config.lr)
-
-
-def test_matrices_decay_and_vectors_do_not(corpus: Corpus) -> None:
-    for architecture in ("llama", "gptj", "elc_bert"):
-        model = tiny.model(architecture, corpus)
-        matrices, vectors = make_optimizer(model, tiny.train_config()).param_groups
-        assert matrices["weight_decay"] == 0.1 and all(parameter.ndim >= 2 for parameter in matrices["params"])
-        assert vectors["weight_decay"] == 0.0 and all(parameter.ndim == 1 for parameter in vectors["params"])
-        ours = {id(parameter) for group in (matrices, vectors) for parameter in group["params"]}
-        assert ours == {id(parameter) for parameter in model.parameters()}, "tied weights count once, none is left out"

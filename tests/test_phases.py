@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ from corpora.loader import plan_rows
 from corpora.prepare import Corpus, prepare_corpus
 from distill.config import PhaseConfig, TrainConfig
 from distill.distributed import Processes
+from distill.learner import Learner
 from distill.phases import plan_run, read_views
 from distill.step_data import require_rows, step_data
 from distill.train import train
@@ -156,21 +159,21 @@ def test_a_run_of_phases_goes_on_exactly(
     fields = {"steps": 12, "phases": LONGER, "checkpoint_every": 5}
     whole = tiny.run(corpus, tmp_path / "whole", tiny.CROSS_ENTROPY, **fields)
     train(whole, processes)
+    update = Learner.update
+
+    def stopping(stop: int) -> Callable[..., float]:
+        def stopped(self: Learner, step: int, *more: Any) -> float:
+            if step == stop:
+                raise KeyboardInterrupt
+            return update(self, step, *more)
+
+        return stopped
+
     for stop in (7, 10):  # inside either phase
         again = replace(whole, folder=tmp_path / f"stopped-{stop}")
-        with monkeypatch.context() as context:
-            from distill.learner import Learner
-
-            update = Learner.update
-
-            def stopping(self: Learner, step: int, *more: object) -> float:
-                if step == stop:
-                    raise KeyboardInterrupt
-                return update(self, step, *more)  # type: ignore[arg-type]
-
-            context.setattr(Learner, "update", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                train(again, processes)
+        with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+            context.setattr(Learner, "update", stopping(stop))
+            train(again, processes)
         train(again, processes)
         for name in ("model.safetensors", "metrics.jsonl"):
             assert (again.folder / name).read_bytes() == (whole.folder / name).read_bytes(), name

@@ -101,6 +101,13 @@ def test_the_metrics_repeat_and_the_times_lie_apart(tmp_path: Path, clock: Clock
     assert read_timings(tmp_path) == (5.0, 300)
 
 
+def test_a_gradient_that_overflowed_has_no_norm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(tracker_of(tmp_path, TrackingConfig(), steps=1)) as tracker:
+        tracker.log(record_of(1, grad_norm=float("inf")), tokens=1)
+    assert records(tmp_path) == [record_of(1, grad_norm=None)]
+    assert "lr 1.00e-01  70 words" in capsys.readouterr().out
+
+
 def test_a_run_that_resumes_forgets_what_came_after_its_checkpoint(tmp_path: Path) -> None:
     tracker = tracker_of(tmp_path, TrackingConfig())
     tracker.log(record_of(1), tokens=1)

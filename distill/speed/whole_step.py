@@ -1,50 +1,24 @@
-"""A whole training step: ours, and the one of transformers' `Trainer` on the same weights, rows and settings.
-
-The two take turns in one process: Trainer's own loop runs once, and our steps take place between its steps.
-
-In the clock of ours   rows, segments and targets from the corpus's files, forward, loss, backward, the norm of the
-                       gradient and clipping, the rate, fused AdamW.
-In the clock of its    all that its loop does from the end of one step to the end of the next: rows that were made before,
-                       stacked by its data loader, then the same.
-
-Neither side logs, saves or evaluates; what Trainer sets up before its first step is in no clock.
-Axes: B rows, T positions in a row, R rows of all steps.
+"""A whole training step of ours on random tokens: rows, segments and targets from the corpus's files, forward, loss,
+backward, the norm of the gradient and clipping, the rate, fused AdamW. Nothing is logged, looked at or saved.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import gc
-import random
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
-from torch.utils.data import StackDataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-
-from benchmarks.speed_timing import WARM_UP, Timing
-from corpora.batch import NO_TARGET, causal_view
-from corpora.errors import InputRefused
 from corpora.prepare import Corpus
-from corpora.rows import make_batch
 from distill.config import TrackingConfig, TrainConfig
 from distill.distributed import Processes
 from distill.learner import Learner
 from distill.learning_rate import learning_rate
 from distill.phases import plan_run
+from distill.plan_cache import target_shares
 from distill.run import Run
 from distill.speed.data import SEED
 from distill.speed.steps import CROSS_ENTROPY
 from students.config import ModelConfig
+from students.registry import forward_flops_per_token
 from teachers.config import CacheConfig
-
-OURS, TRAINER = "ours", "Trainer"
 
 
 class OurTraining:
@@ -66,15 +40,6 @@ class OurTraining:
         self.losses.append(loss)
 
 
-@dataclass(frozen=True)
-class Turns:
-    """What came of both sides' training."""
-
-    timings: dict[str, Timing]  # of a step
-    losses: dict[str, float]  # mean of all steps, nats per target
-    theirs: torch.nn.Module  # Trainer's model after its last step
-
-
 def comparable(rows: int, seq_len: int, steps: int, precision: str) -> TrainConfig:
     """Settings that both sides have: a constant rate, and rows that are one document each."""
     return TrainConfig(
@@ -89,83 +54,11 @@ def comparable(rows: int, seq_len: int, steps: int, precision: str) -> TrainConf
     )
 
 
-def take_turns(ours: OurTraining, folder: Path, device: torch.device, *, warm_up: int = WARM_UP) -> Turns:
-    """Train from our model's weights on both sides, all steps of our plan; the first ones are not timed.
-
-    In each round the sides come in another order. Raises InputRefused where Trainer would use several GPUs.
-    """
-    steps = ours.plan.steps
-    network = copy.deepcopy(ours.learner.model.network)
-    network.set_attn_implementation("sdpa")  # its own instead of ours
-    turns = _Turns(ours.step, steps, device)
-    with _accelerate_left_as_it_was(), _collector_at_rest():
-        arguments = _arguments(ours.config, steps, ours.learner.precision, device, folder)
-        if arguments.n_gpu > 1:
-            raise InputRefused(
-                f"Trainer: found {arguments.n_gpu} GPUs, among which it would divide the rows, expected one; "
-                "set CUDA_VISIBLE_DEVICES=0"
-            )
-        trainer = Trainer(model=network, args=arguments, train_dataset=_rows(ours), callbacks=[turns])
-        trainer.remove_callback(PrinterCallback)  # stdout is for figures
-        done = trainer.train()
-    losses = {OURS: sum(ours.losses) / len(ours.losses), TRAINER: done.training_loss}
-    return Turns({side: turns.clocks[side].timing(warm_up) for side in (OURS, TRAINER)}, losses, network)
-
-
-class _Clock:
-    """Seconds of the steps of one side, and the memory that they take."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds: list[float] = []
-        self._peaks: list[int] = []
-
-    def start(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._held = torch.cuda.memory_allocated(self._device)
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self._peaks.append(torch.cuda.max_memory_allocated(self._device) - self._held)
-        self._seconds.append(time.perf_counter() - self._started)
-
-    def timing(self, warm_up: int) -> Timing:
-        return Timing(tuple(self._seconds[warm_up:]), max(self._peaks[warm_up:], default=None))
-
-
-class _Turns(TrainerCallback):
-    """Does our steps between Trainer's, and times both."""
-
-    def __init__(self, our_step: Callable[[], object], rounds: int, device: torch.device) -> None:
-        self.clocks = {side: _Clock(device) for side in (OURS, TRAINER)}
-        self._our_step = our_step
-        # how many of our steps come before the first of Trainer's, between its first and second, and so on
-        self._between = [0]
-        for number in range(rounds):
-            for side in random.Random(number).sample((OURS, TRAINER), 2):
-                if side == OURS:
-                    self._between[-1] += 1
-                else:
-                    self._between.append(0)
-
-    def on_train_begin(self, *states: Any, **more: Any) -> None:
-        self._our_turn(0)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        self.clocks[TRAINER].stop()
-        self._our_turn(state.global_step)
-
-    def _our_turn(self, trainer_steps: int) -> None:
-        for _ in range(self._between[trainer_steps]):
-            self.clocks[OURS].start()
-            self._our_step()
-            self.clocks[OURS].stop()
-        self.clocks[TRAINER].start()
+def flops_per_token(model: ModelConfig, config: TrainConfig, vocab_size: int) -> float:
+    """Operations of a training step for each token that it reads: three forward passes, logits of targets alone."""
+    forward = forward_flops_per_token(model, vocab_size, config.seq_len)
+    targets = sum(share for _, share in target_shares(config, CacheConfig().num_folds).values())
+    return 3 * (forward.body + targets * forward.head)
 
 
 def _run(model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Run:
@@ -181,76 +74,3 @@ def _run(model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Run:
         fingerprint={},
         tracking=TrackingConfig(),
     )
-
-
-def _rows(ours: OurTraining) -> Any:
-    """The rows of our plan in its order, as Trainer reads them: it shifts labels itself."""
-    corpus, ids, labels = ours.corpus, [], []
-    for step in range(ours.plan.steps):
-        batch = make_batch(
-            corpus.streams["train"],
-            ours.plan.spans(step),
-            causal_view(),
-            token_ids=corpus.token_ids,
-            vocab_size=corpus.vocab_size,
-        )
-        ids.append(batch.input_ids_BT)
-        labels.append(torch.full_like(batch.targets_BT, NO_TARGET))
-        labels[-1][:, 1:] = batch.targets_BT[:, :-1]
-    input_ids_RT, labels_RT = torch.cat(ids), torch.cat(labels)
-    return StackDataset(input_ids=input_ids_RT, labels=labels_RT)  # type: ignore[arg-type]
-
-
-def _arguments(
-    config: TrainConfig, steps: int, precision: str, device: torch.device, folder: Path
-) -> TrainingArguments:
-    """Our settings in Trainer's words."""
-    return TrainingArguments(
-        output_dir=str(folder),
-        max_steps=steps,
-        per_device_train_batch_size=config.batch_size,
-        train_sampling_strategy="sequential",
-        learning_rate=config.lr,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        optim="adamw_torch_fused",
-        weight_decay=config.weight_decay,
-        adam_beta1=config.betas[0],
-        adam_beta2=config.betas[1],
-        adam_epsilon=config.eps,
-        max_grad_norm=config.grad_clip,
-        bf16=precision == "bf16",
-        use_cpu=device.type == "cpu",
-        dataloader_pin_memory=device.type == "cuda",
-        remove_unused_columns=False,
-        logging_strategy="no",
-        save_strategy="no",
-        eval_strategy="no",
-        report_to="none",
-        disable_tqdm=True,
-    )
-
-
-@contextlib.contextmanager
-def _accelerate_left_as_it_was() -> Iterator[None]:
-    """Trainer makes accelerate's state of the whole process anew; ours comes back afterwards."""
-    states = (PartialState(), AcceleratorState(), GradientState())
-    kept = [dict(vars(state)) for state in states]
-    try:
-        yield
-    finally:
-        for state, before in zip(states, kept, strict=True):
-            vars(state).clear()
-            vars(state).update(before)
-
-
-@contextlib.contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Python's garbage collector works between steps alone, as wherever sides take turns."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
