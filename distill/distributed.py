@@ -355,7 +355,8 @@ class _Watch:
             if peer.said.blames is not None:  # all tell the same story
                 return peer.said.blames
         for rank, peer in self._peers.items():
-            behind, waited = peer.said.exchanges < self.own.exchanges, min(now - peer.moved_at, now - self._entered)
+            behind = peer.said.exchanges < self.own.exchanges
+            waited = min(self._answered - peer.moved_at, now - self._entered)
             if peer.said.left is not None:
                 if self._inside or behind:
                     return self._line(rank, f"has left ({peer.said.left or 'it was done'})")

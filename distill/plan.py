@@ -7,7 +7,6 @@ is a matrix product of a second or so, which says how fast this machine is at be
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -32,7 +31,6 @@ from students.config import ModelConfig
 from teachers.config import CacheConfig
 
 ITEM_BYTES = 4  # of a weight, a gradient, and each of AdamW's two moments: all fp32
-MATMUL_SIZE = 1024  # rows and columns of the measured product
 
 Role = Literal["teacher", "student", "control"]
 
@@ -108,7 +106,7 @@ def plan(recipe: Recipe, *, rate: float | None = None) -> Plan:
     if rate is None:
         rate = measured_rate()
         notes.append(
-            f"hours: at {rate:.3g} FLOPS, measured just now on {MATMUL_SIZE} x {MATMUL_SIZE} products; small models "
+            f"hours: at {rate:.3g} FLOPS, measured just now on square matrix products; small models "
             "reach a fraction of it, so this is the least they take (--rate FLOPS sets it)"
         )
     else:
@@ -134,25 +132,15 @@ def plan(recipe: Recipe, *, rate: float | None = None) -> Plan:
     )
 
 
-def measured_rate(seconds: float = 0.5) -> float:
+def measured_rate() -> float:
     """Operations in a second of square matrix products, in the type that training would use on this machine."""
     import torch
 
     from distill.precision import resolve_precision
+    from distill.throughput import matmul_rate
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtype = torch.bfloat16 if resolve_precision("auto", device) == "bf16" else torch.float32
-    square = torch.ones(MATMUL_SIZE, MATMUL_SIZE, dtype=dtype, device=device)
-
-    def multiply() -> None:
-        (square @ square)[0, 0].item()  # waits for the device
-
-    multiply()  # the first product also wakes the libraries
-    start, products = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
-        multiply()
-        products += 1
-    return max(products, 1) * 2 * MATMUL_SIZE**3 / (time.perf_counter() - start)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return matmul_rate(resolve_precision("auto", device.type), device)
 
 
 def _teacher(recipe: Recipe, name: str, member: Member, text: Text, rate: float) -> ModelPlan:

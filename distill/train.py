@@ -18,6 +18,7 @@ from distill.learner import Learner
 from distill.learning_rate import learning_rate, never_trains
 from distill.look import TuneStream
 from distill.phases import RunPlan, plan_run
+from distill.plan_cache import target_shares
 from distill.preemption import stop_flag
 from distill.probe import probe
 from distill.run import Run, require_kept
@@ -111,6 +112,7 @@ def _checkpoints(run: Run, learner: Learner, processes: Processes) -> Checkpoint
 def _tracker(run: Run, learner: Learner, processes: Processes, plan: RunPlan, start: Progress) -> Tracker:
     # the first phase stands for all: only attention depends on the length of a row
     forward = forward_flops_per_token(run.model, run.corpus.vocab_size, plan.phases[0].seq_len)
+    targets = sum(share for _, share in target_shares(run.train, run.cache.num_folds).values())
     return Tracker(
         run.folder,
         name=run.name,
@@ -118,7 +120,7 @@ def _tracker(run: Run, learner: Learner, processes: Processes, plan: RunPlan, st
         log_length=start.log_length,
         config=run.tracking,
         writes=processes.is_first,
-        flops_per_token=3 * (forward.body + forward.head),
+        flops_per_token=3 * (forward.body + targets * forward.head),
         precision=learner.precision,
         device=processes.device,
         devices=processes.world_size,

@@ -22,7 +22,7 @@ MAY_IMPORT = {
 MODULES = sorted(path for room in MAY_IMPORT for path in (HOUSE / room).rglob("*.py"))
 # the command line and the reading of recipes; everything else is the engine
 DOORS = {"distill/cli.py", "distill/__main__.py", "distill/recipe.py", "distill/yaml_tree.py", "distill/doctor.py"}
-NOT_THE_ENGINES = ("pydantic", "typer", "wandb", "zstandard")
+NOT_THE_ENGINES = ("pydantic", "rich", "tensorboard", "typer", "wandb", "zstandard")
 WRITER = "corpora/storage.py"
 
 

@@ -34,11 +34,11 @@ from corpora.stream import Stream
 from distill import distributed
 from distill import learner as loop
 from distill import train as training
-from distill.config import TermConfig, TrackingConfig
+from distill.config import TermConfig
 from distill.distributed import Processes
 from distill.objective import Objective
 from distill.step_data import StepData, Term
-from distill.tracking import METRICS, TIMINGS, Tracker, read_timings
+from distill.tracking import METRICS
 from distill.train import Run, train
 from students.registry import build_model
 from students.run_folder import load_model
@@ -360,21 +360,6 @@ def test_a_corpus_shorter_than_a_row_is_refused_before_anything_is_written(
     with pytest.raises(InputRefused, match="the stream 'train' holds .* tokens, one row needs 100001"):
         train(tiny.run(corpus, tmp_path / "run", seq_len=100_000), processes)
     assert not (tmp_path / "run").exists()
-
-
-# tracking
-
-
-def test_times_are_read_back_though_a_full_disk_cut_the_last_line(tmp_path: Path) -> None:
-    config = TrackingConfig()
-    for attempt in range(2):
-        tracker = Tracker(tmp_path, name="run", steps=9, log_length=0, config=config, writes=True)
-        tracker.log({"step": attempt + 1, "lr": 0.1}, tokens=10)
-        tracker.close()
-        with (tmp_path / TIMINGS).open("a") as file:
-            file.write('{"seconds":')
-    Tracker(tmp_path, name="run", steps=9, log_length=0, config=config, writes=True).close()
-    assert read_timings(tmp_path)[1] == 20
 
 
 # processes

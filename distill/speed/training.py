@@ -10,7 +10,6 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 
 import accelerate
@@ -21,7 +20,6 @@ from torch import nn
 from benchmarks.speed_figures import Figure, Goal, Table
 from benchmarks.speed_timing import WARM_UP, Setting, default_device, interleaved
 from corpora.batch import Objective
-from corpora.prepare import Corpus
 from corpora.storage import make_folder
 from distill.checkpoint import Checkpoints, Progress
 from distill.config import TrainConfig
@@ -35,10 +33,9 @@ from distill.speed.published import models_table, published
 from distill.speed.steps import CROSS_ENTROPY
 from distill.speed.trainer import OURS, TRAINER, take_turns
 from distill.speed.two_processes import ONE, TWO, step_rows, step_seconds
-from distill.speed.whole_step import OurTraining, comparable, flops_per_token
+from distill.speed.whole_step import CACHE, OurTraining, comparable, flops_per_token
 from distill.step_data import step_data
 from distill.throughput import matmul_rate
-from teachers.config import CacheConfig
 
 GOALS = {
     goal.name: goal
@@ -146,6 +143,8 @@ class _Bench:
 
     def __init__(self, shapes: Shapes, folder: Path, setting: Setting) -> None:
         self._shapes, self._folder, self._setting = shapes, folder, setting
+        self._corpus = random_corpus(folder, shapes)
+        self._processes = Processes()
 
     def llama_vs_trainer(self) -> Figure:
         """Both sides train from the same weights on the same rows, in turns."""
@@ -160,7 +159,6 @@ class _Bench:
 
     def two_process_efficiency(self) -> Figure:
         """Of the CPU, whatever else this machine has."""
-        assert self._corpus  # the processes open it themselves
         precision = resolve_precision(self._setting.precision, "cpu")
         repetitions = self._setting.repetitions
         seconds = step_seconds(self._shapes, self._folder, precision=precision, repetitions=repetitions)
@@ -181,14 +179,6 @@ class _Bench:
         rows = {side: LOADED * tokens / seconds[side] for side in ROWS.values()}
         step = tokens / seconds["step"]
         return GOALS["loader_headroom"].reached(min(rows.values()) / step, rows | {"step": step}, "tokens/s")
-
-    @cached_property
-    def _corpus(self) -> Corpus:
-        return random_corpus(self._folder, self._shapes)
-
-    @cached_property
-    def _processes(self) -> Processes:
-        return Processes()
 
     def _training(self) -> OurTraining:
         shapes, steps = self._shapes, WARM_UP + self._setting.repetitions
@@ -216,7 +206,7 @@ class _Bench:
                     plan,
                     corpus=self._corpus,
                     config=config,
-                    cache=CacheConfig(),
+                    cache=CACHE,
                     terms=[CROSS_ENTROPY],
                     processes=self._processes,
                 )

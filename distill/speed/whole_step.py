@@ -20,6 +20,8 @@ from students.config import ModelConfig
 from students.registry import forward_flops_per_token
 from teachers.config import CacheConfig
 
+CACHE = CacheConfig()  # whose folds masked rows have
+
 
 class OurTraining:
     """A run of ours, a step at a time, as the one loop does it; only what the loop writes is left out."""
@@ -57,7 +59,7 @@ def comparable(rows: int, seq_len: int, steps: int, precision: str) -> TrainConf
 def flops_per_token(model: ModelConfig, config: TrainConfig, vocab_size: int) -> float:
     """Operations of a training step for each token that it reads: three forward passes, logits of targets alone."""
     forward = forward_flops_per_token(model, vocab_size, config.seq_len)
-    targets = sum(share for _, share in target_shares(config, CacheConfig().num_folds).values())
+    targets = sum(share for _, share in target_shares(config, CACHE.num_folds).values())
     return 3 * (forward.body + targets * forward.head)
 
 
@@ -69,7 +71,7 @@ def _run(model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Run:
         train=config,
         terms=(CROSS_ENTROPY,),
         corpus=corpus,
-        cache=CacheConfig(),
+        cache=CACHE,
         seed=SEED,
         fingerprint={},
         tracking=TrackingConfig(),
