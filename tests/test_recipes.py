@@ -17,7 +17,11 @@ from distill.recipe import load_recipe, read_recipe_tree, recipe_schema, resolve
 from distill.term_checks import CHECKS_OF_TERMS
 from distill.yaml_tree import MAX_BYTES, MAX_DEPTH, override, packaged_folder, read_file
 
-SHIPPED = sorted(path.relative_to(packaged_folder()).as_posix() for path in packaged_folder().rglob("*.yaml"))
+SHIPPED = sorted(
+    path.relative_to(packaged_folder()).as_posix()
+    for path in packaged_folder().rglob("*.yaml")
+    if path.parent.name != "accelerate"  # a launcher's files
+)
 
 
 def written(folder: Path, text: str, name: str = "recipe.yaml") -> Path:
@@ -153,6 +157,22 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
         (["students.elc_bert.train.view=null", "students.elc_bert.train.views={masked: 0}"], "all shares are 0"),
         (["students.elc_bert.train.epochs=1"], "words or minutes: steps and epochs are given"),
         (["students.elc_bert.train.steps=null"], "words or minutes: none is given"),
+        (["students.elc_bert.train.patience=3"], "patience need looks at the tune stream, and there are none"),
+        (["students.elc_bert.train.keep=best"], "keep need looks at the tune stream"),
+        (["students.elc_bert.train.phases=[{share: 0}]"], "phases.0.share: expected more than 0, found 0"),
+        (["students.elc_bert.train.phases=[{share: 1, seq_len: 129}]"], "129 tokens, but the model has max_positions"),
+        (["students.elc_bert.train.phases=[{share: 1, views: {masked: 0}}]"], "phases.0.views: all shares are 0"),
+        (["students.elc_bert.train.warmup_steps=9999"], "students.elc_bert.train.lr_schedule"),
+        (
+            ["students.elc_bert.train.steps=null", "students.elc_bert.train.minutes=1"],
+            "1 minutes, but the controls have the student's number of steps",
+        ),
+        (["teachers.llama.adapters={rank: 4}"], "adapters to weights that are drawn anew learn little"),
+        (
+            ["teachers.llama.start=runs/x", "teachers.llama.adapters={targets: [nothing]}"],
+            "teachers.llama.adapters.targets",
+        ),
+        (["teachers.llama.terms=[{loss: forward_kl, members: {gptj: 1}}]"], "a teacher learns from text alone"),
         (["students.elc_bert.train.batch_size=0"], "batch_size: expected at least 1, found 0"),
         (["students.elc_bert.train.betas=[0.9, 1]"], "betas.1: expected at least 0 and less than 1, found 1"),
         (["students.elc_bert.train.seq_len=129"], "129 tokens, but the model has max_positions 128"),
