@@ -24,6 +24,7 @@ class Row:
     view: Objective
     parameters: int  # of the model; a pool has those of its members together
     test_cross_entropy: float | None = None  # nats per target
+    tune_cross_entropy: float | None = None  # nats per target: settings are chosen on it, tables report the test stream
     bits_per_byte: float | None = None  # causal only
     accuracy: float | None = None  # on minimal pairs, macro over phenomena, 0 to 1
     accuracy_interval: Interval | None = None

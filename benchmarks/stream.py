@@ -93,7 +93,7 @@ def stream_result(
         raise ValueError(f"stream: targets at {first} to {last}, the stream ends at {result.offsets_D1[-1]}")
     if not np.isfinite(result.nats_N).all():
         where = result.positions_N[np.argmin(np.isfinite(result.nats_N))]
-        raise Diverged(f"test stream, position {where}: cross-entropy is not finite; the candidate is invalid")
+        raise Diverged(f"stream, position {where}: cross-entropy is not finite; the candidate is invalid")
     return result
 
 

@@ -150,10 +150,10 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         headers, rows = block(summary, view)
         table = RichTable(title=f"{title}, over seeds", title_justify="left", box=SIMPLE_HEAD, padding=0)
         for number, header in enumerate(headers):
-            text = number < 2  # names are folded where it is narrow, numbers stay whole
-            table.add_column(
-                escape(header), justify="left" if text else "right", overflow="fold" if text else "ellipsis"
-            )
+            if number < 2:  # names are folded where it is narrow, numbers stay whole
+                table.add_column(header, overflow="fold")
+            else:
+                table.add_column(header, justify="right", no_wrap=True)
         for cells in rows:
             table.add_row(*map(escape, cells))
         console.print(table)
@@ -168,7 +168,7 @@ def block(summary: Summary, view: str) -> Table:
         setting = " ".join(map("=".join, zip(short_keys(list(line.setting)), line.setting.values(), strict=True)))
         figures = [_cell(line.spreads[name], unit, digits) for name, (_, unit, digits) in MEASURES.items()]
         rows.append([line.model, setting or _NOTHING, str(line.runs), *figures, "best" if line.best else ""])
-    return ["model", "setting", "runs", *(header for header, _, _ in MEASURES.values()), ""], rows
+    return ["model", "setting", "runs", *(header for header, _, _ in MEASURES.values()), "chosen"], rows
 
 
 def _lines(runs: Sequence[SweptRun]) -> Iterator[Line]:

@@ -86,8 +86,9 @@ def _global_options(
 def run(recipe: RecipeFile, overrides: Overrides = None) -> None:
     """Everything a recipe needs, in order, skipping what is already there and valid.
 
-    A comma list, as in seed=1,2,3, makes a run of each value below RUN_DIR/sweep, and a summary over seeds; several
-    lists make all combinations. What stands in brackets, braces or quotes is one value.
+    A comma list, as in seed=1,2,3, makes a run of each value in RUN_DIR/sweep
+    and a summary over seeds; several lists make all combinations. What stands
+    in brackets, braces or quotes is one value.
     """
     from distill.sweep import run_sweep, value_lists
 

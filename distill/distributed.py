@@ -287,12 +287,11 @@ class _Watch:
         """Who is lost, after an exchange has failed."""
         self.own.failed = True
         began, line = time.monotonic(), None
+        # who is only slow has time to say that it lives
         while line is None and time.monotonic() < began + 1.5 * PATIENCE:
-            line = self._lost(PATIENCE)
+            line = self._gone(PATIENCE)
             time.sleep(0.05)
-        if line is None:
-            silent = [rank for rank, peer in self._peers.items() if not peer.said.failed]
-            line = self._line(silent[0], "does not answer") if silent else None
+        line = line or self._late(PATIENCE) or self._dumb()
         return self._blame(line or f"processes: an exchange failed though all live: {_first_line(error)}{_REMEDY}")
 
     def leave(self, reason: str) -> None:
@@ -348,28 +347,41 @@ class _Watch:
                 peer.moved_at = now
             peer.said = said
 
-    def _lost(self, patience: float | None = None) -> str | None:
-        """One line about a process that has been lost for so many seconds, or None."""
-        patience, now = self._timeout if patience is None else patience, time.monotonic()
+    def _lost(self) -> str | None:
+        """One line about a process that is lost beyond doubt, or None."""
+        return self._gone(self._timeout) or self._late(self._timeout)
+
+    def _gone(self, patience: float) -> str | None:
+        """Who has left, or has been silent for so many seconds."""
         for peer in self._peers.values():
             if peer.said.blames is not None:  # all tell the same story
                 return peer.said.blames
         for rank, peer in self._peers.items():
-            behind = peer.said.exchanges < self.own.exchanges
-            waited = min(self._answered - peer.moved_at, now - self._entered)
+            # what was never heard because the store is silent is nobody's silence
+            silence = self._answered - peer.beat_at
             if peer.said.left is not None:
-                if self._inside or behind:
+                if self._inside or peer.said.exchanges < self.own.exchanges:
                     return self._line(rank, f"has left ({peer.said.left or 'it was done'})")
-            elif (silence := self._answered - peer.beat_at) > patience:
+            elif silence > patience:
                 return self._line(rank, f"has given no sign of life for {silence:.0f} s")
-            elif behind and waited > patience:
-                return self._line(rank, f"has been waited for {waited:.0f} s")
-        if (silence := now - self._answered) > patience:
+        if (silence := time.monotonic() - self._answered) > patience:
             return (
                 f"processes: rank 0's launcher, which keeps the store, has given no sign of life for {silence:.0f} s "
                 f"({self._trouble}){_REMEDY}"
             )
         return None
+
+    def _late(self, patience: float) -> str | None:
+        """Who lives but has not come to the exchange in which this process has waited for so many seconds."""
+        for rank, peer in self._peers.items():
+            waited = min(self._answered - peer.moved_at, time.monotonic() - self._entered)
+            if peer.said.exchanges < self.own.exchanges and waited > patience:
+                return self._line(rank, f"has been waited for {waited:.0f} s")
+        return None
+
+    def _dumb(self) -> str | None:
+        """Who is in the same exchange and has not even seen it fail."""
+        return next((self._line(rank, "does not answer") for rank, p in self._peers.items() if not p.said.failed), None)
 
     def _line(self, rank: int, what: str) -> str:
         said = self._peers[rank].said

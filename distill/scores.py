@@ -33,6 +33,9 @@ from teachers.ensemble import pooled_log_probs
 Role = Literal["teacher", "pool", "student", "control"]
 
 
+Nats = Callable[[str], tuple[np.ndarray, np.ndarray]]  # of a stream
+
+
 @dataclass(frozen=True)
 class Contender:
     """A candidate of this project in one view, and how to score it when its scores are not there yet."""
@@ -44,8 +47,8 @@ class Contender:
     fingerprint: dict[str, Any]  # of the weights behind it
     parameters: int
     run_folder: Path | None  # None for a pool
-    # loads the weights to a device: the candidate, and the positions and nats of the test stream's targets
-    measure: Callable[[torch.device], tuple[Candidate, np.ndarray, np.ndarray]]
+    # loads the weights to a device: the candidate, and the positions and nats of the targets of a stream
+    measure: Callable[[torch.device], tuple[Candidate, Nats]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Scores:
     """A contender's results, read from its folder."""
 
     contender: Contender
-    stream: StreamResult
+    stream: StreamResult  # test
+    tune_cross_entropy: float  # nats per target
     pairs: PairResults | None
 
 
@@ -71,6 +75,7 @@ class ScoreBoard:
             **contender.fingerprint,
             "objective": contender.objective,
             "corpus": self._project.corpus.identity("test"),
+            "tune": self._project.corpus.identity("tune")["tokens"],
             "window": self._project.recipe.cache.window,
             "masks": self._masks(contender.objective),
             "pairs": self._tasks_digest,
@@ -96,29 +101,38 @@ class ScoreBoard:
         return digest(canonical_json(rows).encode())
 
     def _write(self, folder: Path, contender: Contender, fingerprint: dict[str, Any]) -> None:
-        candidate, positions_N, nats_N = contender.measure(self._device)
+        candidate, nats = contender.measure(self._device)
+        positions_N, nats_N = nats("test")
+        tune = self._stream_result("tune", contender, *nats("tune"))
         results = score_tasks(candidate, self.tasks, self._project.corpus.tokenizer, self._project.recipe.benchmarks)
         with new_folder(folder, kind="scores", fingerprint=fingerprint) as writer:
             writer.write_array("positions.npy", positions_N)
             writer.write_array("nats.npy", nats_N)
+            writer.facts["tune_cross_entropy"] = tune.cross_entropy
             for number, task in enumerate(results.tasks if results else ()):
                 writer.write_array(f"pairs-{number:03d}.npy", np.stack([task.good_scores, task.bad_scores]))
 
     def _read(self, manifest: Manifest, contender: Contender) -> Scores:
-        stream = self._project.corpus.streams["test"]
-        result = stream_result(
-            contender.objective,
-            np.array(manifest.array("positions.npy")),
-            np.array(manifest.array("nats.npy")),
-            offsets_D1=stream.document_offsets,
-            bytes_D=stream.document_bytes,
-        )
+        positions_N, nats_N = (np.array(manifest.array(name)) for name in ("positions.npy", "nats.npy"))
+        result = self._stream_result("test", contender, positions_N, nats_N)
         tasks = []
         for number, task in enumerate(self.tasks):
             good, bad = np.array(manifest.array(f"pairs-{number:03d}.npy"))
             tasks.append(TaskResult(task, good, bad))
         pairs = PairResults(contender.name, contender.objective, tuple(tasks)) if tasks else None
-        return Scores(contender, result, pairs)
+        return Scores(contender, result, manifest.facts["tune_cross_entropy"], pairs)
+
+    def _stream_result(
+        self, name: str, contender: Contender, positions_N: np.ndarray, nats_N: np.ndarray
+    ) -> StreamResult:
+        stream = self._project.corpus.streams[name]
+        return stream_result(
+            contender.objective,
+            positions_N,
+            nats_N,
+            offsets_D1=stream.document_offsets,
+            bytes_D=stream.document_bytes,
+        )
 
 
 def pair_tasks(config: BenchmarksConfig, seed: int) -> list[PairTask]:
@@ -198,10 +212,10 @@ def _student(project: Project, name: str, control: str | None) -> list[Contender
 def _model(project: Project, name: str, role: Role, objective: Objective, folder: Path, weights: str) -> Contender:
     manifest = read_manifest(folder)
 
-    def measure(device: torch.device) -> tuple[Candidate, np.ndarray, np.ndarray]:
+    def measure(device: torch.device) -> tuple[Candidate, Nats]:
         model = project.load(folder).to(device)
-        positions_N, nats_N = model_nats(model, project.corpus, "test", objective, project.recipe.cache)
-        return candidate_from_model(name, model, objective), positions_N, nats_N
+        nats = partial(model_nats, model, project.corpus, objective=objective, config=project.recipe.cache)
+        return candidate_from_model(name, model, objective), nats
 
     parameters = manifest.facts["parameters"] if manifest else _count_parameters(folder)
     return Contender(name, name, role, objective, {"weights": weights}, parameters, folder, measure)
@@ -211,12 +225,12 @@ def _pool(project: Project, pool: Pool, objective: Objective) -> Contender:
     ensemble = project.ensemble(pool, "test")
     names = [member.name for member in ensemble.members]
 
-    def measure(device: torch.device) -> tuple[Candidate, np.ndarray, np.ndarray]:
+    def measure(device: torch.device) -> tuple[Candidate, Nats]:
         models = [project.load_teacher(name).to(device) for name in names]
         log_probs = partial(pooled_log_probs, models, ensemble, causal=objective == "causal")
         longest = min(model.config.max_positions for model in models)
         candidate = Candidate(pool.name, objective, log_probs, longest)
-        return candidate, *pool_nats(ensemble, project.corpus, "test")
+        return candidate, lambda stream: pool_nats(project.ensemble(pool, stream), project.corpus, stream)
 
     fingerprint = {
         "members": {name: project.cache_key(name, "test").fingerprint() for name in names},

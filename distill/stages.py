@@ -131,7 +131,8 @@ def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
         if processes.is_first:
             write_file(project.folder / "recipe.yaml", resolved_yaml(recipe).encode())
         processes.barrier()
-        yield project, processes
+        with processes.guarded():
+            yield project, processes
 
 
 def _prepare(project: Project, processes: Processes) -> None:

@@ -48,6 +48,7 @@ def _row(project: Project, result: Scores, scores: list[Scores]) -> Row:
         view=contender.objective,
         parameters=contender.parameters,
         test_cross_entropy=result.stream.cross_entropy,
+        tune_cross_entropy=result.tune_cross_entropy,
         bits_per_byte=result.stream.bits_per_byte,
         accuracy=pairs.accuracy if pairs else None,
         accuracy_interval=bootstrap_macro_mean(pairs.wins, **_bootstrap(project)) if pairs else None,

@@ -211,9 +211,7 @@ def _share(runs: Sequence[OneRun], announce: Callable[..., None]) -> None:
             try:
                 _link(folders)
             except OSError as error:
-                announce(
-                    f"sweep: {error.filename}: no link can be made ({error.strerror}), every run has its own {kind}"
-                )
+                announce(f"sweep: {error.filename}: no link can be made ({error.strerror}), so every run makes its own")
                 return
 
 

@@ -59,7 +59,7 @@ def train(run: Run, processes: Processes) -> None:
                 break
             done = step + 1
             logs = done % config.log_every == 0 or done == plan.steps
-            processes.arrive(step)
+            processes.arrive(done, run.name)
             means = learner.gradients(step, plan, values=logs)
             rate = learning_rate(step, plan.steps, config)
             norm = learner.update(step, means, rate)

@@ -68,8 +68,8 @@ def processes() -> Processes:
 def training_of(
     corpus: Corpus, processes: Processes, *, steps: int, precision: str = "fp32", **changes: Any
 ) -> OurTraining:
-    config = replace(comparable(4, SHAPES.seq_len, steps, precision), **changes)
-    return OurTraining(SHAPES.student, config, corpus, processes)
+    config = replace(comparable(4, SHAPES.seq_len, steps=steps, precision=precision), **changes)
+    return OurTraining(SHAPES.student, config, corpus=corpus, processes=processes)
 
 
 # our step and Trainer's
@@ -82,7 +82,7 @@ def test_our_step_and_trainers_change_the_weights_alike(
     # a rate, a decay and a clip that all show: with any of them otherwise the weights would be others
     ours = training_of(corpus, processes, steps=steps, lr=1e-2, weight_decay=0.5, grad_clip=0.1, betas=(0.8, 0.9))
     before = {name: weight.detach().clone() for name, weight in ours.learner.model.network.named_parameters()}
-    turns = take_turns(ours, tmp_path, CPU, warm_up=0)
+    turns = take_turns(ours, tmp_path, device=CPU, warm_up=0)
     assert turns.losses[OURS] == pytest.approx(turns.losses[TRAINER], abs=1e-4)
     assert len(ours.losses) == steps
     for (name, weight), theirs in zip(
@@ -109,7 +109,7 @@ def test_both_sides_take_every_turn_in_several_orders(
 
     monkeypatch.setattr(OurTraining, "step", noting(OURS, OurTraining.step))
     monkeypatch.setattr(Trainer, "training_step", noting(TRAINER, Trainer.training_step))
-    turns = take_turns(training_of(corpus, processes, steps=6), tmp_path, CPU, warm_up=2)
+    turns = take_turns(training_of(corpus, processes, steps=6), tmp_path, device=CPU, warm_up=2)
     rounds = [tuple(order[first : first + 2]) for first in range(0, 12, 2)]
     assert set(rounds) == {(OURS, TRAINER), (TRAINER, OURS)}
     assert not any(collecting) and gc.isenabled()
@@ -117,7 +117,11 @@ def test_both_sides_take_every_turn_in_several_orders(
 
 
 def test_trainer_computes_in_the_precision_that_was_asked_for_and_leaves_the_state_alone(
-    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus,
+    processes: Processes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     seen: list[torch.dtype] = []
     original = Trainer.compute_loss
@@ -131,8 +135,9 @@ def test_trainer_computes_in_the_precision_that_was_asked_for_and_leaves_the_sta
 
     monkeypatch.setattr(Trainer, "compute_loss", looking)
     for precision in ("fp32", "bf16"):
-        take_turns(training_of(corpus, processes, steps=1, precision=precision), tmp_path, CPU, warm_up=0)
+        take_turns(training_of(corpus, processes, steps=1, precision=precision), tmp_path, device=CPU, warm_up=0)
     assert seen == [torch.float32, torch.bfloat16]
+    assert not capfd.readouterr().out  # with --json it holds a list and nothing else
     # accelerate has one state for the whole process: other runs in it must still find theirs
     later = training_of(corpus, Processes(), steps=2, micro_batch_size=2)
     before = training_of(corpus, processes, steps=2, micro_batch_size=2)
@@ -149,14 +154,14 @@ def test_a_run_of_the_suite_begins_anew_after_its_last_step(corpus: Corpus, proc
 
 
 def test_operations_are_those_of_the_weights(corpus: Corpus) -> None:
-    config = comparable(2, SHAPES.seq_len, 1, "fp32")
-    found = flops_per_token(SHAPES.student, config, SHAPES.vocab_size)
+    config = comparable(2, SHAPES.seq_len, steps=1, precision="fp32")
+    found = flops_per_token(SHAPES.student, config, vocab_size=SHAPES.vocab_size)
     weights = parameter_count(SHAPES.student, SHAPES.vocab_size)
     lookups = (SHAPES.vocab_size + 2 * SHAPES.student.num_layers + 1) * SHAPES.student.hidden_size
     attention = 4 * SHAPES.seq_len * SHAPES.student.hidden_size * SHAPES.student.num_layers
     assert found == 3 * (2 * (weights - lookups) + attention)
     # of masked rows a fold has logits
-    masked = flops_per_token(SHAPES.student, replace(config, view="masked"), SHAPES.vocab_size)
+    masked = flops_per_token(SHAPES.student, replace(config, view="masked"), vocab_size=SHAPES.vocab_size)
     assert found - masked == pytest.approx(3 * 2 * SHAPES.vocab_size * SHAPES.student.hidden_size * 2 / 3)
 
 
@@ -179,8 +184,13 @@ def test_either_side_reads_its_rows_in_four_accumulations(
     for side, request in requests(SHAPES, prepared, precision="fp32", repetitions=1).items():
         assert request.rows == ACCUMULATIONS * SHAPES.rows
         assert request.threads * PROCESSES[side] == 2
-        config = comparable(request.rows, request.seq_len, 1, "fp32")
-        run = OurTraining(request.model, replace(config, micro_batch_size=request.rows_at_once), corpus, processes)
+        config = comparable(request.rows, request.seq_len, steps=1, precision="fp32")
+        run = OurTraining(
+            request.model,
+            replace(config, micro_batch_size=request.rows_at_once),
+            corpus=corpus,
+            processes=processes,
+        )
         monkeypatch.setattr(processes, "world_size", PROCESSES[side])
         data = step_data(
             0,
@@ -226,7 +236,7 @@ def test_every_figure_is_measured_at_small_sizes(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(training, "matmul_rate", lambda precision, device: 1e7)
     table = training.steps_table(figures, SHAPES, setting)
     assert [row[:2] for row in table.rows] == [(OURS, "2 x 16"), (TRAINER, "2 x 16"), (ONE, "8 x 16"), (TWO, "8 x 16")]
-    flops = flops_per_token(SHAPES.student, comparable(2, 16, 1, "fp32"), SHAPES.vocab_size)
+    flops = flops_per_token(SHAPES.student, comparable(2, 16, steps=1, precision="fp32"), vocab_size=SHAPES.vocab_size)
     for row, figure in zip(table.rows, (trainer, trainer, two, two), strict=True):
         speed, tokens = figure.medians[row[0]], 16 * int(row[1].split()[0])
         assert float(row[2].replace(",", "")) == round(1000 * tokens / speed)

@@ -67,7 +67,7 @@ def _rows(name: str, case: Case, setting: Setting) -> Iterator[tuple[str, ...]]:
         trainings = _trainings(case, setting, Path(folder), processes)
         steps = {side: training.step for side, training in trainings.items()}
         timings = interleaved(steps, repetitions=setting.repetitions, device=device)
-    flops = flops_per_token(case.model, case.train, case.vocab_size)
+    flops = flops_per_token(case.model, case.train, vocab_size=case.vocab_size)
     for side, timing in timings.items():
         learner, speed = trainings[side].learner, case.rows * case.train.seq_len / timing.median
         yield (
@@ -108,6 +108,6 @@ def _trainings(case: Case, setting: Setting, folder: Path, processes: Processes)
         precision=setting.precision,
     )
     return {
-        side: OurTraining(case.model, replace(config, compile=compiled), corpus, processes)
+        side: OurTraining(case.model, replace(config, compile=compiled), corpus=corpus, processes=processes)
         for side, compiled in SIDES.items()
     }

@@ -44,7 +44,7 @@ class Turns:
     theirs: PreTrainedModel  # Trainer's model after its last step
 
 
-def take_turns(ours: OurTraining, folder: Path, device: torch.device, *, warm_up: int = WARM_UP) -> Turns:
+def take_turns(ours: OurTraining, folder: Path, *, device: torch.device, warm_up: int = WARM_UP) -> Turns:
     """Train from our model's weights on both sides, all steps of our plan; the first ones are not timed.
 
     In each round the sides come in another order. Raises InputRefused where Trainer would use several GPUs.

@@ -115,7 +115,7 @@ def steps_table(figures: Sequence[Figure], shapes: Shapes, setting: Setting) -> 
     measured_on = {OURS: (shapes.rows, here), TRAINER: (shapes.rows, here)}
     measured_on |= {side: (step_rows(shapes), cpu) for side in (ONE, TWO)}
     config = comparable(shapes.rows, shapes.seq_len, steps=1, precision=setting.precision)
-    flops = flops_per_token(shapes.student, config, shapes.vocab_size)
+    flops = flops_per_token(shapes.student, config, vocab_size=shapes.vocab_size)
     rows = []
     for figure in figures:
         for side, speed in figure.medians.items() if figure.goal.name in _STEP_FIGURES else ():
@@ -149,7 +149,7 @@ class _Bench:
     def llama_vs_trainer(self) -> Figure:
         """Both sides train from the same weights on the same rows, in turns."""
         training = self._training()
-        turns = take_turns(training, self._folder / "trainer", self._processes.device)
+        turns = take_turns(training, self._folder / "trainer", device=self._processes.device)
         ours, theirs = turns.losses[OURS], turns.losses[TRAINER]
         # bf16 rounds in another order, and every step begins where the one before it ended
         assert abs(ours - theirs) < 0.01 * theirs, f"the steps differ: cross-entropy {ours} here, {theirs} there"
@@ -183,7 +183,7 @@ class _Bench:
     def _training(self) -> OurTraining:
         shapes, steps = self._shapes, WARM_UP + self._setting.repetitions
         config = comparable(shapes.rows, shapes.seq_len, steps=steps, precision=self._setting.precision)
-        return OurTraining(shapes.student, config, self._corpus, self._processes)
+        return OurTraining(shapes.student, config, corpus=self._corpus, processes=self._processes)
 
     def _checkpoint(self) -> Callable[[], None]:
         learner = (training := self._training()).learner

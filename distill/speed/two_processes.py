@@ -113,8 +113,8 @@ def answer(request: Request) -> Answer | None:
         training = OurTraining(
             request.model,
             replace(config, micro_batch_size=request.rows_at_once),
-            open_corpus(Path(request.prepared)),
-            processes,
+            corpus=open_corpus(Path(request.prepared)),
+            processes=processes,
         )
         timing = interleaved({"step": training.step}, repetitions=request.repetitions, device=processes.device)["step"]
     return Answer(seconds=list(timing.seconds), losses=training.losses) if processes.is_first else None

@@ -26,7 +26,7 @@ CACHE = CacheConfig()  # whose folds masked rows have
 class OurTraining:
     """A run of ours, a step at a time, as the one loop does it; only what the loop writes is left out."""
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, corpus: Corpus, processes: Processes) -> None:
+    def __init__(self, model: ModelConfig, config: TrainConfig, *, corpus: Corpus, processes: Processes) -> None:
         """A model of random weights that learns from text alone."""
         self.config, self.corpus = config, corpus
         self.learner = Learner(_run(model, config, corpus), processes)
@@ -42,7 +42,7 @@ class OurTraining:
         self.losses.append(loss)
 
 
-def comparable(rows: int, seq_len: int, steps: int, precision: str) -> TrainConfig:
+def comparable(rows: int, seq_len: int, *, steps: int, precision: str) -> TrainConfig:
     """Settings that both sides have: a constant rate, and rows that are one document each."""
     return TrainConfig(
         view="causal",
@@ -56,7 +56,7 @@ def comparable(rows: int, seq_len: int, steps: int, precision: str) -> TrainConf
     )
 
 
-def flops_per_token(model: ModelConfig, config: TrainConfig, vocab_size: int) -> float:
+def flops_per_token(model: ModelConfig, config: TrainConfig, *, vocab_size: int) -> float:
     """Operations of a training step for each token that it reads: three forward passes, logits of targets alone."""
     forward = forward_flops_per_token(model, vocab_size, config.seq_len)
     targets = sum(share for _, share in target_shares(config, CACHE.num_folds).values())
