@@ -73,16 +73,18 @@ def batch_of(corpus: Corpus, spans: list[tuple[int, int]]) -> Batch:
     )
 
 
-def one_step(
-    trained: Trained, step: int, micro_batches: list[Batch], targets: int, processes: Processes
-) -> list[float]:
-    """A step over micro-batches of which this process has its own; returns its sum of losses and the whole norm."""
+def one_step(trained: Trained, step: int, own: list[Batch], targets: int, processes: Processes) -> list[float]:
+    """A step over this process's micro-batches; returns the losses of all processes and the norm of the gradient."""
     total = 0.0
-    for number, batch in enumerate(micro_batches):
+    for number, batch in enumerate(own):
         part = Part(batch, (RowTerm("causal/cross_entropy", 0, CROSS_ENTROPY, None, 1 / targets),))
-        with processes.gradients_later(trained.module, number < len(micro_batches) - 1):
+        later = number < len(own) - 1
+        with processes.gradients_later(trained.module, later):
             loss, sums = trained.module([part])
             processes.backward(loss)
+        if later:
+            exchanged = [parameter.grad is not None for parameter in trained.module.parameters()]
+            assert not any(exchanged), "an accumulation is exchanged once"
         total += float(sums["causal/cross_entropy"])
     norm = processes.clip_grad_norm(trained.module, 0.3)
     trained.optimizer.step()
