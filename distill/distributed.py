@@ -281,7 +281,7 @@ class _Watch:
                 # who has come and gone between the two looks is not lost
                 if line is not None and not self._store.check([f"{key}/all"]):
                     raise ProcessLost(self._blame(line))
-                time.sleep(min(0.02, self._interval))
+                time.sleep(0.05)
 
     def explain(self, error: BaseException) -> str:
         """Who is lost, after an exchange has failed."""

@@ -458,8 +458,7 @@ def test_killed_anywhere_the_next_attempt_ends_with_the_same_files(
         finished.append([read_manifest(folder / kind) is not None for kind in ("tokenizer", "corpus")])
         if status == 0:
             break
-        assert status == -signal.SIGKILL
-        assert not finished[-1][1]
+        assert status == -signal.SIGKILL  # the manifest may be in its place, and its folder not yet synced
         with storage.locked(tmp_path):
             prepare_in(folder, config)
         assert digests(folder) == expected
