@@ -221,7 +221,7 @@ class _Peer:
 
 
 class _Watch:
-    """A thread that says of this process that it lives, hears it of the others, and ends what cannot end itself."""
+    """Says of this process that it lives, hears it of the others, and ends a process that cannot end itself."""
 
     def __init__(self, rank: int, world_size: int, timeout: float) -> None:
         self._rank, self._world_size, self._timeout = rank, world_size, timeout
