@@ -51,7 +51,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Many processes: torchrun --nproc_per_node N -m distill run RECIPE. Exit codes: 2 command line or recipe, "
-    "3 input refused, 4 damaged file, 5 no room, 6 diverged, 75 stopped and resumable.",
+    "3 input refused, 4 damaged file, 5 no room, 6 diverged, 71 a process was lost, 75 stopped and resumable.",
 )
 RecipeFile = Annotated[str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a packaged recipe.")]
 Overrides = Annotated[

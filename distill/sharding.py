@@ -46,8 +46,10 @@ def clip_grad_norm(parameters: Iterable[Tensor], max_norm: float) -> float:
     """Scale gradients to at most this norm together; returns the norm before, of the whole model in every process."""
     parameters = [parameter for parameter in parameters if parameter.grad is not None]
     norm = whole(get_total_norm([parameter.grad for parameter in parameters]))  # type: ignore[misc]
-    clip_grads_with_norm_(parameters, max_norm, norm)
-    return float(norm)
+    found = float(norm)
+    if not found + 1e-6 <= max_norm:  # else torch would multiply all gradients by 1
+        clip_grads_with_norm_(parameters, max_norm, norm)
+    return found
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -127,12 +127,12 @@ def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
     allow_many_files()
     processes = Processes(recipe.processes, recipe.timeout)
     project = Project(recipe)
-    with locked(project.folder) if processes.is_first else contextlib.nullcontext():
+    lock = locked(project.folder) if processes.is_first else contextlib.nullcontext()
+    with processes.guarded(), lock:
         if processes.is_first:
             write_file(project.folder / "recipe.yaml", resolved_yaml(recipe).encode())
         processes.barrier()
-        with processes.guarded():
-            yield project, processes
+        yield project, processes
 
 
 def _prepare(project: Project, processes: Processes) -> None:

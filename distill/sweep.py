@@ -163,7 +163,8 @@ def run_sweep(recipe: str, overrides: Sequence[str]) -> None:
     folder = Path(runs[0].recipe.run_dir).parent
     failures: dict[str, str] = {}
     # the lock of the run_dir: a run there would sweep temporaries away that are being written below it
-    with locked(folder.parent) if processes.is_first else contextlib.nullcontext():
+    lock = locked(folder.parent) if processes.is_first else contextlib.nullcontext()
+    with processes.guarded(), lock:
         if processes.is_first:
             _share(runs, announce)
         for number, run in enumerate(runs, 1):

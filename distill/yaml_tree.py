@@ -26,6 +26,8 @@ MAX_FILES = 16  # files that take each other in
 
 Keys = tuple[str | int, ...]  # keys and list indices, from the root
 
+LAUNCHERS = "accelerate"  # the folder of a launcher's files, which are no recipes
+
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
@@ -84,7 +86,8 @@ def find_file(name: str, beside: Path) -> Path:
     for candidate in (folder / f"{name}{ending}" for folder in folders for ending in ("", ".yaml")):
         if os.path.isfile(candidate):  # where Path.is_file raises for names that no file can have, this says no
             return candidate
-    offered = ", ".join(sorted(path.relative_to(packaged).as_posix() for path in packaged.rglob("*.yaml")))
+    found = (path.relative_to(packaged) for path in packaged.rglob("*.yaml"))
+    offered = ", ".join(sorted(path.as_posix() for path in found if path.parts[0] != LAUNCHERS))
     raise RecipeError(f"{name!r}: no such recipe in {beside.absolute()}; give a file, or one of ours: {offered}")
 
 

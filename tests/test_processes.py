@@ -159,11 +159,11 @@ def test_what_lives_is_waited_for_longer_than_the_timeout(tmp_path: Path) -> Non
 
 def test_only_errors_of_exchanges_are_blamed_on_others() -> None:
     with pytest.raises(ProcessLost, match="lost: Connection closed") as lost:
-        with distributed._translated(lambda error: f"lost: {str(error).split('] ')[1]}"):
+        with distributed.translated(lambda error: f"lost: {str(error).split('] ')[1]}"):
             raise RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer")
     assert lost.value.exit_code == 71
     with pytest.raises(torch.OutOfMemoryError):
-        with distributed._translated(str):
+        with distributed.translated(str):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
 

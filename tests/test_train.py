@@ -367,16 +367,36 @@ def test_a_corpus_shorter_than_a_row_is_refused_before_anything_is_written(
 
 TWO_PROCESSES = """
 import sys
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from corpora.prepare import open_corpus
 from distill.distributed import Processes
+from distill.learner import Learner
 from distill.train import train
 from test_train import divided_runs
+
+class Stopped(Exception):
+    pass
+
+update = Learner.update
+
+def stopping(self, step, *more):
+    if step == 5:
+        raise Stopped
+    return update(self, step, *more)
 
 prepared, folder = map(Path, sys.argv[1:])
 processes = Processes(expected=2)
 for run in divided_runs(open_corpus(prepared), folder):
     train(run, processes)
+    sharded = replace(run, folder=folder / f"{run.name}-fsdp", train=replace(run.train, parallel="fsdp"))
+    Learner.update = stopping
+    with suppress(Stopped):
+        train(sharded, processes)
+    assert processes.is_first is False or not (sharded.folder / "manifest.json").exists()
+    Learner.update = update
+    train(sharded, processes)
 """
 
 
@@ -429,11 +449,15 @@ def test_two_processes_learn_what_one_learns(
     finished = torchrun(2, str(script), str(prepared), str(tmp_path / "two"))
     assert finished.returncode == 0, finished.stderr[-3000:]
     for run in runs:
-        alone, together = records(run.folder), records(tmp_path / "two" / run.name)
-        assert len(alone) == len(together) == STEPS
-        for one, two in zip(alone, together, strict=True):
-            assert one.keys() == two.keys() and one["words"] == two["words"]
-            assert two == pytest.approx(one, abs=1e-4)
+        alone = records(run.folder)
+        for name in (run.name, f"{run.name}-fsdp"):  # whole copies, and FSDP2's shards of a run that was stopped once
+            together = records(tmp_path / "two" / name)
+            assert len(alone) == len(together) == STEPS
+            for one, two in zip(alone, together, strict=True):
+                assert one.keys() == two.keys() and one["words"] == two["words"]
+                assert two == pytest.approx(one, abs=1e-4)
+            whole, found = (load_model(folder).state_dict() for folder in (run.folder, tmp_path / "two" / name))
+            assert all((found[key] - value).abs().max() < 1e-4 for key, value in whole.items())
         assert alone[0]["causal/cross_entropy"] - alone[-1]["causal/cross_entropy"] > 0.01, "nothing was learned"
 
 
