@@ -319,7 +319,7 @@ def test_a_view_may_compare_features_alone(
     objective = Objective(model, projections)
     loss, sums = objective(parts)
     loss.backward()
-    assert list(sums) == ["causal/feature_mse"] and float(loss) > 0
+    assert list(sums) == ["causal/feature_mse"] and loss.item() > 0
     found = gradients(model)  # all of them, for which DDP waits
     heads = [gradient for name, gradient in found.items() if "lm_head" in name]
     assert heads and not any(gradient.any() for gradient in heads)
