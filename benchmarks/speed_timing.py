@@ -6,13 +6,14 @@ forgets the repetitions that it met alone.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import platform
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,29 +62,61 @@ def interleaved(
 
     Python's garbage collector rests while a side runs. On CUDA a side ends when the device has done its work.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    peaks: dict[str, list[int]] = {name: [] for name in sides}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    clocks = {name: Clock(device) for name in sides}
+    with collector_at_rest():
         for repetition in range(warm_up + repetitions):
             gc.collect()
             # in another order each time: what a side leaves in caches and memory meets every other
             for name in random.Random(repetition).sample(list(sides), len(sides)):
-                run = sides[name]
-                held = _start(device)
-                started = time.perf_counter()
-                run()
-                _wait(device)
-                ended = time.perf_counter()
-                if repetition >= warm_up:
-                    seconds[name].append(ended - started)
-                    if device.type == "cuda":
-                        peaks[name].append(torch.cuda.max_memory_allocated(device) - held)
+                clocks[name].start()
+                sides[name]()
+                clocks[name].stop()
+    return {name: clock.timing(warm_up) for name, clock in clocks.items()}
+
+
+class Clock:
+    """Seconds of the turns of one side, and on a GPU the memory that they take."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._held, self._started = 0, 0.0
+        self._seconds: list[float] = []
+        self._peaks: list[int] = []
+
+    def start(self) -> None:
+        """A turn begins, once the device rests."""
+        self._wait()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._held = torch.cuda.memory_allocated(self._device)
+        self._started = time.perf_counter()
+
+    def stop(self) -> None:
+        """It ends when the device has done its work."""
+        self._wait()
+        self._seconds.append(time.perf_counter() - self._started)
+        if self._device.type == "cuda":
+            self._peaks.append(torch.cuda.max_memory_allocated(self._device) - self._held)
+
+    def timing(self, warm_up: int) -> Timing:
+        """Of all turns but the first ones."""
+        return Timing(tuple(self._seconds[warm_up:]), max(self._peaks[warm_up:], default=None))
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+@contextlib.contextmanager
+def collector_at_rest() -> Iterator[None]:
+    """Python's garbage collector works only where it is asked to."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return {name: Timing(tuple(seconds[name]), max(peaks[name], default=None)) for name in sides}
 
 
 def machine(device: torch.device) -> dict[str, str]:
@@ -105,17 +138,3 @@ def machine(device: torch.device) -> dict[str, str]:
 def default_device() -> torch.device:
     """The first GPU where there is one, as training chooses it."""
     return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-
-
-def _start(device: torch.device) -> int:
-    """Wait until the device rests; returns the bytes that it holds."""
-    _wait(device)
-    if device.type != "cuda":
-        return 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return torch.cuda.memory_allocated(device)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

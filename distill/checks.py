@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator
 from corpora.errors import RecipeError, suggestion
 from distill.bounds import Problem, numbers_in_bounds
 from distill.config import Recipe, TrainConfig
-from distill.members import expanded, member_names, trained_views
+from distill.members import expanded, member_names
+from distill.shares import read_views
 from distill.term_checks import CHECKS_OF_TERMS
 from students.config import ModelConfig
 
@@ -137,7 +138,7 @@ def starts_are_possible(recipe: Recipe) -> Iterator[Problem]:
 
 def masks_leave_something(recipe: Recipe) -> Iterator[Problem]:
     """A masked view needs folds that leave something to read. Every architecture reads both views."""
-    masked = any("masked" in trained_views(train) for _, _, train in _runs(recipe) if train)
+    masked = any("masked" in read_views(train) for _, _, train in _runs(recipe) if train)
     if masked and recipe.cache.num_folds == 1:
         found = "one fold masks every token at once"
         yield ("cache", "num_folds"), f"{found}; expected at least 2 (3 mask 33 %, 7 mask 14.3 %)"
@@ -169,7 +170,7 @@ def teachers_are_complete(recipe: Recipe) -> Iterator[Problem]:
             yield keys, "expected model and train, or the path of a model that exists, or of; give what is missing"
         if teacher.seeds > 1 and not whole:
             yield (*keys, "seeds"), f"{teacher.seeds} seeds of a teacher that is not trained here; leave the key out"
-        views = trained_views(teacher.train) if teacher.train else ()
+        views = read_views(teacher.train) if teacher.train else ()
         if teacher.train and teacher.view and teacher.view not in views:
             found = f"listened to as {teacher.view}, but trained on {' and '.join(views) or 'nothing'}"
             yield (*keys, "view"), f"{found}; leave the view out, or train on it"
@@ -211,7 +212,7 @@ def teachers_are_taken_from_runs(recipe: Recipe) -> Iterator[Problem]:
         if teacher.average and train.average is None:
             found = f"the run of {teacher.of} keeps none"
             yield (*keys, "average"), f"{found}; give its train.average a decay, such as 0.99"
-        views = trained_views(train)
+        views = read_views(train)
         if len(views) > 1 and not teacher.view:
             yield keys, f"{teacher.of} is trained on {' and '.join(views)} rows; say with `view` how it is listened to"
         if teacher.view and teacher.view not in views:

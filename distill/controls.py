@@ -23,7 +23,9 @@ from corpora.errors import Damaged
 from corpora.storage import fingerprint_digest, new_folder, read_manifest
 from distill.config import ScheduleConfig, StudentConfig, TermConfig, TrainConfig
 from distill.evaluate import member_nats
-from distill.phases import plan_run, read_views
+from distill.phases import plan_run
+from distill.run import rows_seed
+from distill.shares import read_views
 from students.run_folder import weight_files
 from teachers.ensemble import Ensemble
 from teachers.pools import normalised
@@ -85,7 +87,7 @@ def equal_flops(project: Project, name: str) -> EqualFlops:
     parameter and token.
     """
     config, recipe = project.recipe.students[name], project.recipe
-    own = plan_run(config.train, project.corpus.streams["train"], seed=0).steps
+    own = plan_run(config.train, project.corpus.streams["train"], seed=rows_seed(project.student_seed(name))).steps
     models = {model.name: model for model in project.plan.models}
     plain, control = models[name], models[f"{name}.no_teacher_equal_flops"]
     flops, notes = control.training_flops, []

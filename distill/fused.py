@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -120,7 +120,7 @@ class _WeightedLoss(torch.autograd.Function):
 
 
 # a graph break for torch.compile: nothing in here gains from being traced
-_apply: Callable[..., tuple[Tensor, Tensor]] = torch.compiler.disable(_WeightedLoss.apply)
+_apply = cast("Callable[..., tuple[Tensor, Tensor]]", torch.compiler.disable(_WeightedLoss.apply))
 
 
 def _product_dtype(features_ND: Tensor) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from corpora.storage import read_manifest, remove_folder
@@ -18,6 +19,7 @@ from distill.run import (
     snapshot_folder,
     word_snapshot_folder,
 )
+from students.buildable import Buildable
 from students.run_folder import load_model
 
 
@@ -45,10 +47,10 @@ class Keeper:
         """Keep the weights after a step (counted from 1) that the recipe asks for; it took the words from `before`."""
         config = self._run.train
         if step in config.snapshots:
-            self._save(snapshot_folder(self._run.folder, step), step=step, words=words)
+            self._snapshot(snapshot_folder(self._run.folder, step), step=step, words=words)
         for asked in config.word_snapshots:
             if before < asked <= words:
-                self._save(word_snapshot_folder(self._run.folder, asked), step=step, words=words)
+                self._snapshot(word_snapshot_folder(self._run.folder, asked), step=step, words=words)
 
     def looked(self, look: Look, step: int, *, words: int) -> None:
         """Compare a look at the tune stream with the best one so far, and keep the weights if they are better."""
@@ -57,30 +59,33 @@ class Keeper:
             return
         before, self._best, self._looks_since = self._best, (step, look.value), 0
         if self._run.train.keep == "best":
-            self._save(best_folder(self._run.folder, step), step=step, words=words)
+            self._snapshot(best_folder(self._run.folder, step), step=step, words=words)
             if before is not None and self._processes.is_first:  # not before the better ones are safe
                 remove_folder(best_folder(self._run.folder, before[0]))
 
     def finish(self, step: int, *, words: int) -> None:
         """Commit the run folder: the average first, then the weights that the run leaves, so that it is whole."""
         run, average = self._run, self._learner.average
-        if average is not None and (mean := self._learner.whole(average.model)) and self._processes.is_first:
-            facts = {"steps": step, "words": words, "precision": self._learner.precision}
-            save_run(run, average_folder(run.folder), mean, fingerprint=average_fingerprint(run), **facts)
+        if average is not None:
+            self._save(average_folder(run.folder), average.model, average_fingerprint(run), step=step, words=words)
         model = self._learner.whole(self._learner.model)
         if self._processes.is_first:
             if run.train.keep == "best" and self._best is not None:
                 kept = read_manifest(best_folder(run.folder, self._best[0]))
                 assert kept is not None, "the best weights were saved when they were found"
                 model, step, words = load_model(kept.folder), kept.facts["steps"], kept.facts["words"]
-            assert model is not None
-            facts = {"steps": step, "words": words, "precision": self._learner.precision}
-            save_run(run, run.folder, model, fingerprint=run.fingerprint, with_log=True, **facts)  # type: ignore[arg-type]
+            assert isinstance(model, Buildable)
+            facts = self._facts(step, words)
+            save_run(run, run.folder, model, fingerprint=run.fingerprint, with_log=True, **facts)
 
-    def _save(self, folder, *, step: int, words: int) -> None:
-        model = self._learner.whole(self._learner.model)
-        if self._processes.is_first and read_manifest(folder) is None:
-            assert model is not None
-            fingerprint = snapshot_fingerprint(self._run, step)
-            facts = {"steps": step, "words": words, "precision": self._learner.precision}
-            save_run(self._run, folder, model, fingerprint=fingerprint, **facts)
+    def _snapshot(self, folder: Path, *, step: int, words: int) -> None:
+        self._save(folder, self._learner.model, snapshot_fingerprint(self._run, step), step=step, words=words)
+
+    def _save(self, folder: Path, model: Buildable, fingerprint: dict[str, Any], *, step: int, words: int) -> None:
+        gathered = self._learner.whole(model)
+        if self._processes.is_first:
+            assert gathered is not None
+            save_run(self._run, folder, gathered, fingerprint=fingerprint, **self._facts(step, words))
+
+    def _facts(self, step: int, words: int) -> dict[str, Any]:
+        return {"steps": step, "words": words, "precision": self._learner.precision}

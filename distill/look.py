@@ -6,10 +6,9 @@ The batches are planned once and shared by the processes; under FSDP2 all of the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -23,9 +22,9 @@ from distill.config import TermConfig
 from distill.distributed import Processes
 from distill.fused import RowTerm
 from distill.objective import Part
-from distill.phases import read_views
 from distill.precision import autocast
 from distill.run import Run
+from distill.shares import read_views
 from teachers.cache import cached_view
 
 ROWS = 16  # in a batch
@@ -64,6 +63,7 @@ class TuneStream:
         """Cross-entropy of the module as it is, without dropout; all processes get the same."""
         module.eval()
         found: dict[str, float] = {}
+        bits_per_byte = None
         for objective, batches in self._batches.items():
             nats, targets = 0.0, 0
             for batch in batches:
@@ -76,9 +76,9 @@ class TuneStream:
             total = self.processes.sum(torch.tensor([nats, targets], dtype=torch.float64, device=self.processes.device))
             found[objective] = float(total[0] / total[1])
             if objective == "causal":
-                bits = float(total[0]) / math.log(2) / self._bytes
+                bits_per_byte = float(total[0]) / math.log(2) / self._bytes
         module.train()
-        return Look(found, bits if "causal" in found else None)
+        return Look(found, bits_per_byte)
 
     @property
     def _stream(self) -> Stream:
@@ -98,7 +98,7 @@ class TuneStream:
     def _batches(self) -> dict[Objective, Sequence[Batch]]:
         return {objective: self._own(list(self._all(objective))) for objective in read_views(self.run.train)}
 
-    def _all(self, objective: Objective):
+    def _all(self, objective: Objective) -> Iterator[Batch]:
         run, end = self.run, int(self._stream.document_offsets[self._documents])
         windows = [
             window
@@ -116,8 +116,6 @@ class TuneStream:
 
     def _own(self, batches: list[Batch]) -> list[Batch]:
         """This process's batches; where there are fewer, the first one again without a target."""
-        world = self.processes.world_size
-        rounds = [batches[first : first + world] for first in range(0, len(batches), world)]
-        dealt = [list(column) for column in zip_longest(*rounds)] if rounds else []
-        mine = dealt[self.processes.rank] if self.processes.rank < len(dealt) else [None] * len(rounds)
-        return [batches[0].silent() if batch is None else batch for batch in mine]
+        mine = self.processes.own_share(batches)
+        rounds = -(-len(batches) // self.processes.world_size)
+        return mine + [batches[0].silent()] * (rounds - len(mine))

@@ -9,22 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from distill.config import Recipe, TeacherConfig, TrainConfig
+from distill.config import Recipe, TeacherConfig
+from distill.shares import read_views
 from students.config import ModelConfig
 
 MAX_SEEDS = 99
 
 
-def trained_views(train: TrainConfig) -> tuple[str, ...]:
-    """The views that a training run reads rows in, in any of its phases."""
-    own = (train.view,) if train.view else tuple(view for view, share in train.views.items() if share > 0)
-    phases = [tuple(view for view, share in phase.views.items() if share > 0) or own for phase in train.phases]
-    return tuple(dict.fromkeys(view for views in phases for view in views)) if phases else own
-
-
 def teacher_view(teacher: TeacherConfig) -> str | None:
     """The view in which a single teacher is listened to; None when only its run folder knows."""
-    views = trained_views(teacher.train) if teacher.train else ()
+    views = read_views(teacher.train) if teacher.train else ()
     return teacher.view or (views[0] if len(views) == 1 else None)
 
 

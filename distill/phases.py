@@ -19,6 +19,7 @@ from corpora.errors import InputRefused, RecipeError
 from corpora.loader import Row, RowPlan, Span, plan_rows
 from corpora.stream import Stream
 from distill.config import PhaseConfig, TrainConfig
+from distill.shares import mean_tokens, phases_of, view_shares
 
 
 @dataclass(frozen=True)
@@ -106,42 +107,11 @@ def plan_run(config: TrainConfig, stream: Stream, *, seed: int, steps: int | Non
     return _of_steps(config, stream, seed, steps or _num_steps(config, stream, seed))
 
 
-def view_shares(config: TrainConfig | PhaseConfig) -> dict[Objective, float]:
-    """Share of the rows of each objective, adding up to 1, in an order that does not depend on how they are written."""
-    if isinstance(config, TrainConfig) and config.view is not None:
-        return {config.view: 1.0}
-    total = sum(config.views.values())
-    return {objective: share / total for objective, share in sorted(config.views.items()) if share > 0}
-
-
-def read_views(config: TrainConfig) -> list[Objective]:
-    """The objectives of all rows of a run, in a fixed order."""
-    found = {view for phase in config.phases for view in view_shares(phase) or view_shares(config)}
-    return sorted(found or view_shares(config))
-
-
-def phases_of(config: TrainConfig) -> list[PhaseConfig]:
-    """The phases of a run; where none are written it is one."""
-    return config.phases or [PhaseConfig(share=1.0)]
-
-
 def batch_sizes(config: TrainConfig, phase: PhaseConfig, steps: int) -> np.ndarray:
     """Rows in each of a phase's steps, from its batch size to the one at its end in a straight line; int64 [steps]."""
     first = phase.batch_size or config.batch_size
     last = phase.end_batch_size or first
     return np.rint(np.linspace(first, last, steps)).astype(np.int64)
-
-
-def mean_tokens(config: TrainConfig) -> float:
-    """Tokens that a step reads on average."""
-    phases = phases_of(config)
-    total = sum(phase.share for phase in phases)
-    return sum(phase.share / total * _mean_batch(config, phase) * (phase.seq_len or config.seq_len) for phase in phases)
-
-
-def _mean_batch(config: TrainConfig, phase: PhaseConfig) -> float:
-    first = phase.batch_size or config.batch_size
-    return (first + (phase.end_batch_size or first)) / 2
 
 
 def _num_steps(config: TrainConfig, stream: Stream, seed: int) -> int:
@@ -180,13 +150,11 @@ def _of_words(config: TrainConfig, stream: Stream, seed: int) -> RunPlan:
         raise InputRefused(
             f"train.words: {config.words:,}, but one step reads {words(1):,}; ask for more, or for a smaller batch"
         )
-    # almost as many words in every token: few steps of bisection are left
+    # almost as many words in every token: a few steps of bisection are left
     guess = max(math.floor(config.words / (mean_tokens(config) * stream.num_words / len(stream))), 1)
-    low, high = 1, 2
-    for near in (guess * 99 // 100, guess * 101 // 100 + 2):
-        if near > low and words(near) <= config.words:
-            low = near
-    high = max(high, low + 1, guess * 101 // 100 + 2)
+    low, high = max(guess * 99 // 100, 1), guess * 101 // 100 + 1
+    while words(low) > config.words:
+        low, high = max(low // 2, 1), low
     while words(high) <= config.words:
         low, high = high, 2 * high
     while high - low > 1:

@@ -27,6 +27,7 @@ from distill.plan_cache import (
     plain_flops,
 )
 from distill.plan_inputs import read_members, read_text
+from distill.shares import mean_tokens, phases_of
 from students.config import ModelConfig
 from teachers.config import CacheConfig
 
@@ -233,7 +234,7 @@ def _trained(
     if train.minutes is not None:
         tokens = round(60 * train.minutes * rate / flops)
     elif train.steps is not None:
-        tokens = round(train.steps * _tokens_in_step(train))
+        tokens = round(train.steps * mean_tokens(train))
     elif train.words is not None:
         tokens = round(train.words * text.stream_tokens["train"] / max(text.words, 1))
     else:
@@ -243,23 +244,15 @@ def _trained(
     )
 
 
-def _tokens_in_step(train: TrainConfig) -> float:
-    from distill.phases import mean_tokens  # brings torch
-
-    return mean_tokens(train)
-
-
 def _activation_bytes(model: ModelConfig, train: TrainConfig) -> int:
     """What is kept for the backward pass, arXiv 2205.05198 eq. 2, of the phase that keeps most.
 
     Where activations are worked out again, the input of each layer and all of one.
     """
-    sizes = [(train.batch_size, train.seq_len)]
-    if train.phases:
-        sizes = [
-            (max(phase.batch_size or train.batch_size, phase.end_batch_size or 0), phase.seq_len or train.seq_len)
-            for phase in train.phases
-        ]
+    sizes = [
+        (max(phase.batch_size or train.batch_size, phase.end_batch_size or 0), phase.seq_len or train.seq_len)
+        for phase in phases_of(train)
+    ]
     item = 1 if train.precision in ("bf16", "fp16") else 2
     found = []
     for rows, length in sizes:

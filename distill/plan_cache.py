@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from distill.config import PhaseConfig, Recipe, StudentConfig, TrainConfig
+from distill.config import Recipe, StudentConfig, TrainConfig
+from distill.shares import phases_of, tokens_in_step, view_shares
 from distill.term_checks import CHECKS_OF_TERMS, cache_is_possible
 from students.config import ModelConfig
 from teachers.config import CacheConfig
@@ -119,23 +120,14 @@ class CodecPlan:
 
 def target_shares(train: TrainConfig, num_folds: int) -> dict[str, tuple[float, float]]:
     """By view: share of the tokens that stand in its rows, and share that is a target; one fold of masked rows is."""
-    own = {train.view: 1.0} if train.view else train.views
-    read = [(own, 1.0)]
-    if train.phases:
-        read = [(phase.views or own, phase.share * _tokens_in_step(train, phase)) for phase in train.phases]
     shares: dict[str, float] = {}
-    for given, tokens in read:
-        for view, share in given.items():
-            shares[view] = shares.get(view, 0.0) + share / sum(given.values()) * tokens
+    for phase in phases_of(train):
+        for view, share in (view_shares(phase) or view_shares(train)).items():
+            shares[view] = shares.get(view, 0.0) + share * phase.share * tokens_in_step(train, phase)
     total = sum(shares.values())
     return {
         view: (share / total, share / total / (num_folds if view == "masked" else 1)) for view, share in shares.items()
     }
-
-
-def _tokens_in_step(train: TrainConfig, phase: PhaseConfig) -> float:
-    first = phase.batch_size or train.batch_size
-    return (first + (phase.end_batch_size or first)) / 2 * (phase.seq_len or train.seq_len)
 
 
 def hearings(student: StudentConfig, members: Mapping[str, Member], num_folds: int) -> list[Hearing]:

@@ -9,9 +9,9 @@ from benchmarks.config import BenchmarksConfig
 from benchmarks.minimal_pairs import PairTask
 from benchmarks.scorer import candidate_from_model
 from distill.distributed import Processes
-from distill.phases import read_views
 from distill.run import Run
 from distill.scores import pair_tasks, score_tasks
+from distill.shares import read_views
 from students.language_model import LanguageModel
 
 

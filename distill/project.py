@@ -21,9 +21,9 @@ from corpora.tokenizer import read_tokenizer
 from distill.config import Recipe, StudentConfig, TeacherConfig, TermConfig, TrainConfig, as_plain
 from distill.controls import CROSS_ENTROPY, control_terms, control_train
 from distill.members import asked_snapshots
-from distill.phases import read_views
 from distill.plan import Plan, plan
 from distill.run import Run, average_folder, snapshot_folder
+from distill.shares import read_views
 from distill.step_data import Term
 from students.language_model import LanguageModel
 from students.narrowed import Narrowed
@@ -242,7 +242,7 @@ class Project:
     def student_run(self, name: str, control: str | None = None) -> Run:
         """What training a student, or its control, depends on; the two differ in their terms, or their steps."""
         config = self.recipe.students[name]
-        seed = address(self.recipe.seed, "student", name)
+        seed = self.student_seed(name)
         terms, train = control_terms(self, name, control), control_train(self, name, control)
         fingerprint = self._run_fingerprint(config, train, terms, seed)
         full_name = f"{name}.{control}" if control else name
@@ -261,6 +261,10 @@ class Project:
             start=Path(config.start) if config.start else None,
             adapters=config.adapters,
         )
+
+    def student_seed(self, name: str) -> int:
+        """Of a student and its controls alike."""
+        return address(self.recipe.seed, "student", name)
 
     def student_runs(self) -> Iterator[tuple[str, str | None]]:
         """Every student and control, as (student, control or None)."""

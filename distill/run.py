@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.config import BenchmarksConfig
+from corpora.addressed import address
 from corpora.errors import InputRefused
 from corpora.prepare import Corpus
 from corpora.storage import file_digest, new_folder, read_manifest
 from distill.config import TrackingConfig, TrainConfig
-from distill.phases import read_views
+from distill.shares import read_views
 from distill.step_data import Term
 from distill.tracking import METRICS
 from students.adapters import merged
@@ -47,6 +48,11 @@ class Run:
     benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)  # of which a probe scores a few pairs
     start: Path | None = None  # folder of the weights that training begins with; None: drawn anew
     adapters: AdapterConfig | None = None  # trained instead of those weights
+
+
+def rows_seed(seed: int) -> int:
+    """Of a run's seed the part that decides which rows it reads in which order."""
+    return address(seed, "data")
 
 
 def snapshot_folder(run_folder: Path, step: int) -> Path:
@@ -114,10 +120,10 @@ def save_run(
         }
 
 
-def require_kept(run: Run, *, done: int | None = None) -> None:
+def require_kept(run: Run, *, done: int | None = None, words: int) -> None:
     """Raise InputRefused when a run is past weights that the recipe asks for and did not keep them.
 
-    `done`: steps that it has done; None: it is finished.
+    `done`: steps that it has done; None: it is finished. `words`: words that it has seen.
     """
     asked = {
         snapshot_folder(run.folder, step): snapshot_fingerprint(run, step)
@@ -126,6 +132,11 @@ def require_kept(run: Run, *, done: int | None = None) -> None:
     }
     if done is None and run.train.average is not None:
         asked[average_folder(run.folder)] = average_fingerprint(run)
+    for number in run.train.word_snapshots:
+        if number <= words:
+            folder = word_snapshot_folder(run.folder, number)
+            kept = read_manifest(folder)
+            asked[folder] = snapshot_fingerprint(run, kept.facts["steps"]) if kept else {}
     for folder, fingerprint in asked.items():
         manifest = read_manifest(folder)
         if manifest is None:

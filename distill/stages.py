@@ -185,7 +185,7 @@ def _train(run: Run, processes: Processes) -> None:
     processes.barrier()  # all have looked before one writes
     if found is not None:
         found.require("run", run.fingerprint)
-        require_kept(run)
+        require_kept(run, words=found.facts["words"])
         _announcer(processes.is_first)(f"train: {run.name} is there")
         return
     train_run(run, processes)

@@ -18,8 +18,9 @@ from distill.config import TermConfig, TrainConfig
 from distill.distributed import Processes
 from distill.fused import RowTerm
 from distill.objective import Part
-from distill.phases import RunPlan, batch_sizes, phases_of, view_shares
+from distill.phases import RunPlan, batch_sizes
 from distill.schedule import scheduled_share
+from distill.shares import phases_of, view_shares
 from teachers.config import ROUND_STEP, CacheConfig
 from teachers.ensemble import Ensemble
 from teachers.signal import Signal

@@ -9,7 +9,8 @@ from typing import get_args
 from corpora.errors import suggestion
 from distill.bounds import Problem
 from distill.config import DivergenceName, Recipe, StudentConfig, TermConfig
-from distill.members import teacher_view, trained_views
+from distill.members import teacher_view
+from distill.shares import read_views
 
 # fields of a term that not every loss or pool reads
 READ_BY: dict[str, set[str]] = {
@@ -54,15 +55,15 @@ def terms_are_possible(recipe: Recipe) -> Iterator[Problem]:
         if term.weights == "fitted" and (term.pool == "power" or several < 2):
             found = f"fitted weights of a {term.pool} of {several}, expected a mixture or product of 2 or more"
             yield (*keys, "weights"), f"{found}; write weights: given"
-        if term.view and term.view not in trained_views(student.train):
-            found = f"{term.view}, but the student trains on {' and '.join(trained_views(student.train)) or 'nothing'}"
+        if term.view and term.view not in read_views(student.train):
+            found = f"{term.view}, but the student trains on {' and '.join(read_views(student.train)) or 'nothing'}"
             yield (*keys, "view"), f"{found}; leave the view out, or train on it"
 
 
 def fields_mean_something(recipe: Recipe) -> Iterator[Problem]:
     """A field that its term's loss or pool does not read is a misunderstanding, not a setting."""
     defaults = {field.name: field.default for field in fields(TermConfig)}
-    for keys, _, term in _terms(recipe):
+    for keys, term in _all_terms(recipe):
         for name, readers in READ_BY.items():
             if getattr(term, name) != defaults[name] and not {term.loss, f"pool: {term.pool}"} & readers:
                 found = f"{getattr(term, name)}, but only {' and '.join(sorted(readers))} reads it"
@@ -123,7 +124,7 @@ def cache_is_possible(recipe: Recipe) -> Iterator[Problem]:
 def every_view_learns(recipe: Recipe) -> Iterator[Problem]:
     """Every view that a student trains on has a term with weight, and cached masks where a teacher speaks."""
     for name, student in recipe.students.items():
-        for view in trained_views(student.train):
+        for view in read_views(student.train):
             terms = [term for term in student.terms if term.view in (None, view)]
             if not any(term.weight > 0 for term in terms):
                 found = f"no term with a positive weight for {view} rows"
@@ -169,3 +170,11 @@ def _terms(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], StudentConfi
     for name, student in recipe.students.items():
         for number, term in enumerate(student.terms):
             yield ("students", name, "terms", number), student, term
+
+
+def _all_terms(recipe: Recipe) -> Iterator[tuple[tuple[str | int, ...], TermConfig]]:
+    """Those of teachers, which learn from text, before those of students."""
+    for name, teacher in recipe.teachers.items():
+        for number, term in enumerate(teacher.terms):
+            yield ("teachers", name, "terms", number), term
+    yield from ((keys, term) for keys, _, term in _terms(recipe))

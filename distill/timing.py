@@ -11,8 +11,9 @@ import torch
 from corpora.storage import read_json, write_file
 from distill.distributed import Processes
 from distill.learner import Learner
-from distill.phases import RunPlan, mean_tokens, plan_run
+from distill.phases import RunPlan, plan_run
 from distill.run import Run
+from distill.shares import mean_tokens
 
 TRIED, TIMED = 5, 3  # steps; the first ones load code and fill caches
 FILE = "steps.json"

@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from corpora.storage import AppendLog
 from distill.config import TrackingConfig
 from distill.console import Moment, open_display
+from distill.sharding import whole
 from distill.throughput import Meter, cuda_peak_bytes, forget_cuda_peak, matmul_rate, resident_bytes
 from distill.trackers import close_trackers, flattened, start_trackers
 from students.elc_bert import ElcBert
@@ -180,8 +180,7 @@ def read_timings(folder: Path) -> tuple[float, int]:
 
 
 def _softmaxed(weights: torch.Tensor) -> list[float]:
-    whole = weights.full_tensor() if isinstance(weights, DTensor) else weights
-    return whole.detach().float().softmax(0).tolist()
+    return whole(weights).detach().float().softmax(0).tolist()
 
 
 def _whole_lines(path: Path) -> int:

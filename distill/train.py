@@ -9,7 +9,6 @@ from contextlib import closing
 
 from torch import nn
 
-from corpora.addressed import address
 from corpora.errors import Preempted, RecipeError
 from distill.checkpoint import Checkpoints, Progress
 from distill.distributed import Processes
@@ -21,7 +20,7 @@ from distill.phases import RunPlan, plan_run
 from distill.plan_cache import target_shares
 from distill.preemption import stop_flag
 from distill.probe import probe
-from distill.run import Run, require_kept
+from distill.run import Run, require_kept, rows_seed
 from distill.step_data import require_rows
 from distill.timing import steps_in_minutes
 from distill.tracking import Tracker, layer_weights
@@ -37,14 +36,14 @@ def train(run: Run, processes: Processes) -> None:
     config, stream = run.train, run.corpus.streams["train"]
     require_rows(config, processes.world_size)
     learner = Learner(run, processes)
-    seed = address(run.seed, "data")
+    seed = rows_seed(run.seed)
     steps = steps_in_minutes(run, processes, learner, seed=seed) if config.minutes is not None else None
     plan = plan_run(config, stream, seed=seed, steps=steps)
     _require_in_run(run, plan)
     checkpoints = _checkpoints(run, learner, processes)
     start = checkpoints.restore(announce=print if processes.is_first else lambda line: None)
     learner.restore(start.extra)
-    require_kept(run, done=start.step)
+    require_kept(run, done=start.step, words=start.words)
     processes.barrier()  # all have read before the first writes
     keeper = Keeper(run, learner, processes, start.extra)
     tune = TuneStream(run, processes)
@@ -144,6 +143,11 @@ def _require_in_run(run: Run, plan: RunPlan) -> None:
         raise RecipeError(
             f"{run.name}: the weights after step {max(beyond)} are asked for, but the run ends after {plan.steps}; "
             "ask for earlier ones"
+        )
+    most = max(run.train.word_snapshots, default=0)
+    if most and most > (words := plan.words(run.corpus.streams["train"])):
+        raise RecipeError(
+            f"{run.name}: the weights after {most:,} words are asked for, but the run sees {words:,}; ask for fewer"
         )
     if why := never_trains(plan.steps, run.train):
         raise RecipeError(f"{run.name}: {why}")

@@ -132,7 +132,8 @@ class Signal:
     @property
     def kind(self) -> Kind:
         """The kind of all members: one that needs more than another's answer holds could not be served."""
-        [kind] = {member.kind for member in self.members}
+        kind = self.members[0].kind
+        assert all(member.kind == kind for member in self.members)
         return kind
 
     def pooled_log_probs(self, rows: slice, temperature: float = 1.0) -> Tensor:

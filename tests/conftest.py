@@ -4,18 +4,54 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
+import pytest
+import tiny
 from hypothesis import HealthCheck, settings
 
+from corpora.prepare import Corpus
 from corpora.stream import Stream
 from corpora.token_ids import TokenIds
+from distill.distributed import Processes
 
 settings.register_profile(
     "cuvee", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 settings.load_profile("cuvee")
+
+TESTS = Path(__file__).parent
+# the environment of a process of several on a CPU; its script may import what tests import
+ON_CPUS = {
+    "ACCELERATE_USE_CPU": "true",
+    "OMP_NUM_THREADS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "PYTHONPATH": os.pathsep.join((str(TESTS.parent), str(TESTS))),
+}
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """The smallest prepared corpus; nobody changes it."""
+    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def processes() -> Processes:
+    """This process, alone."""
+    return Processes()
+
+
+def torchrun(number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """A command in so many processes on the CPU, each with one thread."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
+    return subprocess.run(
+        [*launcher, *map(str, arguments)], env=os.environ | ON_CPUS, capture_output=True, text=True, timeout=240
+    )
 
 
 class MemoryStream(Stream):

@@ -32,11 +32,6 @@ TEACHERS = [("llama", "causal"), ("gptj", "causal"), ("elc_bert", "masked")]
 NOISE = {"keep_share": 0.3, "random_share": 0.3}
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def log_prob_table(model: Buildable, key: CacheKey, *, rows: int, round: int = 0) -> Tensor:
     """What the live teacher says at the cache's own windows; [positions, V], NaN where it was not asked."""
     stream, teacher = key.corpus.streams[key.stream], LiveTeacher("live", model, key.view.objective)

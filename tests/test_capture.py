@@ -26,11 +26,6 @@ from teachers.capture import capture
 TWO_ROUNDS = {"objective": "masked", "rounds": 2}
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 # interrupted, divided
 
 

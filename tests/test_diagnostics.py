@@ -26,11 +26,6 @@ ALL = slice(None)
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
 def members(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> tuple[CachedTeacher, ...]:
     """Three teachers, none of which has learned anything, and all of which are sure of themselves."""
     return cached(corpus, tmp_path_factory.mktemp("caches"))

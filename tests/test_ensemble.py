@@ -35,11 +35,6 @@ RULES = [("mixture", 0.5), ("product", 0.5), ("power", 0.0), ("power", 0.3), ("p
 KL = TermConfig(loss="forward_kl")
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def random_members(number: int) -> tuple[FeatureSignal, ...]:
     """Answers of teachers with heads of every kind: plain, with bias, soft-capped and scaled."""
     draw = torch.Generator().manual_seed(5)

@@ -28,11 +28,6 @@ from teachers.inspection import repair_cache, verify_cache
 TWO_ROUNDS = {"objective": "masked", "rounds": 2}
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def refuse_to_load() -> Buildable:
     raise AssertionError("nothing has to be recomputed")
 

@@ -14,6 +14,7 @@ import tiny
 import torch
 
 from benchmarks.config import BenchmarksConfig, MinimalPairsConfig
+from corpora.errors import InputRefused, RecipeError
 from corpora.prepare import Corpus
 from corpora.storage import read_manifest
 from distill import timing
@@ -21,19 +22,9 @@ from distill.distributed import Processes
 from distill.evaluate import model_nats
 from distill.learner import Learner
 from distill.look import Look, TuneStream
-from distill.run import Run, best_folder
+from distill.run import Run, best_folder, require_kept
 from distill.train import train
 from students.run_folder import load_model
-
-
-@pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def run_of(corpus: Corpus, folder: Path, architecture: str = "llama", **changes: Any) -> Run:
@@ -140,6 +131,21 @@ def test_words_name_checkpoints_as_the_challenge_does(corpus: Corpus, processes:
         step = manifest.facts["steps"]
         assert words[step] == manifest.facts["words"] >= asked > words[step - 1]
         load_model(manifest.folder)
+
+
+def test_words_that_a_run_is_past_or_never_sees_are_refused(
+    corpus: Corpus, processes: Processes, tmp_path: Path
+) -> None:
+    run = run_of(corpus, tmp_path / "run")
+    train(run, processes)
+    manifest = read_manifest(run.folder)
+    assert manifest is not None
+    asked = replace(run, train=replace(run.train, word_snapshots=[300]))
+    with pytest.raises(InputRefused, match="chck_300: missing: the run is past these weights"):
+        require_kept(asked, words=manifest.facts["words"])
+    beyond = replace(run, folder=tmp_path / "beyond", train=replace(run.train, word_snapshots=[10**9]))
+    with pytest.raises(RecipeError, match="the weights after 1,000,000,000 words are asked for, but the run sees"):
+        train(beyond, processes)
 
 
 def test_the_name_of_a_million_words() -> None:

@@ -23,16 +23,6 @@ from distill.train import train
 EVERY = ("llama", "gptj", "elc_bert")
 
 
-@pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def run_of(corpus: Corpus, folder: Path, architecture: str = "llama", **changes: Any) -> Run:
     return tiny.run(corpus, folder, tiny.CROSS_ENTROPY, model=tiny.model_config(architecture), **changes)
 

@@ -35,16 +35,6 @@ DECAY = 0.7
 WEIGHTS = "model.safetensors"
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
-
-
 def run(corpus: Corpus, folder: Path, **changes: Any) -> Run:
     """Eight steps with dropout, as two views, so that everything that is drawn matters."""
     model = tiny.model_config("gptj", dropout=0.1)

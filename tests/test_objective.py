@@ -19,23 +19,14 @@ from distill import fused
 from distill.config import ScheduleConfig, TrainConfig
 from distill.distributed import Processes
 from distill.objective import Objective, Part, feature_projections
-from distill.phases import plan_run, view_shares
+from distill.phases import plan_run
+from distill.shares import view_shares
 from distill.step_data import StepData, Term, require_rows, step_data, step_view, terms_of
 from students.buildable import Buildable
 from teachers.cache import CachedTeacher
 
 STEP, STEPS = 3, 9
 MIXED = {"causal": 1.0, "masked": 3.0}
-
-
-@pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

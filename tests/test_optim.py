@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import torchrun
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -427,13 +425,6 @@ def test_in_shards_every_optimizer_takes_the_same_steps(tmp_path: Path) -> None:
     """FSDP2 in two processes: norms and matrices are of the whole parameter, wherever its parts are."""
     script = tmp_path / "sharded.py"
     script.write_text(SHARDED)
-    paths = os.pathsep.join((str(HOUSE), str(HOUSE / "tests")))
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", str(script)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    finished = torchrun(2, script)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("equal") == 2

@@ -19,21 +19,12 @@ from corpora.prepare import Corpus, prepare_corpus
 from distill.config import PhaseConfig, TrainConfig
 from distill.distributed import Processes
 from distill.learner import Learner
-from distill.phases import plan_run, read_views
+from distill.phases import plan_run
+from distill.shares import read_views
 from distill.step_data import require_rows, step_data
 from distill.train import train
 
 LONGER = [PhaseConfig(share=3, seq_len=16, batch_size=8), PhaseConfig(share=1, seq_len=32, batch_size=4)]
-
-
-@pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def config_of(**fields: object) -> TrainConfig:

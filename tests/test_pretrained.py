@@ -49,11 +49,6 @@ MASKED: dict[str, tuple[str, dict[str, Any]]] = {
 KINDS = [*CAUSAL, *MASKED]
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def network(kind: str, vocab_size: int, **changes: Any) -> PreTrainedModel:
     """A small random model with the toolkit's special tokens, as sure of itself as a trained one."""
     name, sizes = (CAUSAL | MASKED)[kind]

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import ON_CPUS, torchrun
 from torch import nn
 
 from corpora.errors import Diverged, ProcessLost, RecipeError
@@ -22,16 +23,6 @@ from distill.precision import Scaler, autocast
 
 HOUSE = Path(__file__).parent.parent
 TIMEOUT = 5.0  # seconds
-PATHS = os.pathsep.join((str(HOUSE), str(HOUSE / "tests")))
-CPU = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": PATHS}
-
-
-def torchrun(number: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """A command in so many processes on the CPU."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(number)]
-    return subprocess.run(
-        [*launcher, *map(str, arguments)], env=os.environ | CPU, capture_output=True, text=True, timeout=240
-    )
 
 
 # what is lost
@@ -282,7 +273,7 @@ def test_accelerate_starts_as_many_as_it_is_told(tmp_path: Path, name: str, numb
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file)]
     finished = subprocess.run(
         [*command, "--num_processes", str(number), str(script)],
-        env=os.environ | CPU,
+        env=os.environ | ON_CPUS,
         capture_output=True,
         text=True,
         timeout=240,
@@ -334,7 +325,7 @@ def test_a_job_goes_back_into_the_queue_when_it_was_preempted_and_then_alone(
     script = subprocess.Popen(
         ["bash", str(HOUSE / "configs" / "slurm" / "train.sbatch"), "recipe.yaml", str(code)],
         cwd=tmp_path,  # where the stand-in for our package is found first
-        env=os.environ | CPU | settings,
+        env=os.environ | ON_CPUS | settings,
         stderr=subprocess.PIPE,
         text=True,
     )

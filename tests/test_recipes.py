@@ -172,6 +172,7 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
             ["teachers.llama.start=runs/x", "teachers.llama.adapters={targets: [nothing]}"],
             "teachers.llama.adapters.targets",
         ),
+        (["teachers.llama.terms=[{loss: cross_entropy, beta: 0.2}]"], "only jensen_shannon reads it"),
         (["teachers.llama.terms=[{loss: forward_kl, members: {gptj: 1}}]"], "a teacher learns from text alone"),
         (["students.elc_bert.train.batch_size=0"], "batch_size: expected at least 1, found 0"),
         (["students.elc_bert.train.betas=[0.9, 1]"], "betas.1: expected at least 0 and less than 1, found 1"),

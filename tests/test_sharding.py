@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import torchrun
 from safetensors.torch import load_file, save_file
-from test_processes import torchrun
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -174,11 +174,6 @@ def _resumed(
         "files": sorted(files),
         "equal": one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one),
     }
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")

@@ -38,11 +38,6 @@ WANDB = TrackingConfig(wandb=True)
 SECONDS = 5.0  # far above the deadlines that the tests set, far below for ever
 
 
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
-
-
 def tracker_of(folder: Path, config: TrackingConfig = WANDB, **changes: Any) -> Tracker:
     fields: dict[str, Any] = {"name": "run", "steps": 9, "log_length": 0, "writes": True}
     return Tracker(folder, config=config, **(fields | changes))

@@ -8,8 +8,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
+from conftest import torchrun
 from safetensors.torch import load_file
 from torch.nn import functional
 
@@ -46,11 +45,6 @@ from teachers.cache import CachedTeacher
 
 STEPS = 8
 HOUSE = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def processes() -> Processes:
-    return Processes()
 
 
 @pytest.fixture(scope="module")
@@ -428,16 +422,6 @@ def divided_runs(corpus: Corpus, folder: Path) -> list[Run]:
     ]
 
 
-def torchrun(number: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in so many processes on the CPU."""
-    paths = os.pathsep.join((str(HOUSE), str(HOUSE / "tests")))
-    settings = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", str(number), "--standalone"]
-    return subprocess.run(
-        [*launcher, *arguments], env=os.environ | settings, capture_output=True, text=True, timeout=240
-    )
-
-
 def test_two_processes_learn_what_one_learns(
     corpus: Corpus, prepared: Path, processes: Processes, tmp_path: Path
 ) -> None:
@@ -446,7 +430,7 @@ def test_two_processes_learn_what_one_learns(
         train(run, processes)
     script = tmp_path / "two_processes.py"
     script.write_text(TWO_PROCESSES)
-    finished = torchrun(2, str(script), str(prepared), str(tmp_path / "two"))
+    finished = torchrun(2, script, prepared, tmp_path / "two")
     assert finished.returncode == 0, finished.stderr[-3000:]
     for run in runs:
         alone = records(run.folder)

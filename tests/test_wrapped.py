@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import tiny
 import torch
+from conftest import torchrun
 
 from corpora.batch import Batch, causal_view
 from corpora.prepare import Corpus
@@ -22,11 +20,6 @@ from teachers.live import LiveTeacher
 from teachers.signal import Signal
 
 HOUSE = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
-    return tiny.corpus(tmp_path_factory.mktemp("corpus"))
 
 
 def a_part(corpus: Corpus) -> Part:
@@ -110,14 +103,6 @@ dist.destroy_process_group()
 def test_fsdp2_in_two_processes_gives_the_gradients_of_one(corpus: Corpus, tmp_path: Path) -> None:
     script = tmp_path / "fsdp.py"
     script.write_text(FSDP)
-    paths = os.pathsep.join((str(HOUSE), str(HOUSE / "tests")))
-    finished = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-        + [str(script), str(corpus.manifest.folder.parent)],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+    finished = torchrun(2, script, corpus.manifest.folder.parent)
     assert finished.returncode == 0, finished.stderr[-3000:]
     assert finished.stdout.count("equal") == 2

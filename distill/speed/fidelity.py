@@ -21,8 +21,8 @@ from corpora.errors import InputRefused
 from corpora.storage import read_manifest
 from corpora.windows import Window, plan_windows, window_batches
 from distill.memory import keep_freed_memory
-from distill.phases import read_views
 from distill.project import Project
+from distill.shares import read_views
 from distill.speed.codecs import Answers, Fidelity, fidelities
 from students.head import Head
 from students.language_model import LanguageModel

@@ -14,7 +14,6 @@ import contextlib
 import copy
 import gc
 import random
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from torch.utils.data import StackDataset
 from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from benchmarks.speed_timing import WARM_UP, Timing
+from benchmarks.speed_timing import WARM_UP, Clock, Timing, collector_at_rest
 from corpora.batch import NO_TARGET, causal_view
 from corpora.errors import InputRefused
 from corpora.rows import make_batch
@@ -53,7 +52,7 @@ def take_turns(ours: OurTraining, folder: Path, *, device: torch.device, warm_up
     network = copy.deepcopy(ours.learner.model.network)
     network.set_attn_implementation("sdpa")  # its own instead of ours
     turns = _Turns(ours.step, steps, device)
-    with _accelerate_left_as_it_was(), _collector_at_rest():
+    with _accelerate_left_as_it_was(), collector_at_rest():
         arguments = _arguments(ours.config, steps, ours.learner.precision, device, folder)
         if arguments.n_gpu > 1:
             raise InputRefused(
@@ -67,37 +66,11 @@ def take_turns(ours: OurTraining, folder: Path, *, device: torch.device, warm_up
     return Turns({side: turns.clocks[side].timing(warm_up) for side in (OURS, TRAINER)}, losses, network)
 
 
-class _Clock:
-    """Seconds of the steps of one side, and the memory that they take."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds: list[float] = []
-        self._peaks: list[int] = []
-
-    def start(self) -> None:
-        gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._held = torch.cuda.memory_allocated(self._device)
-        self._started = time.perf_counter()
-
-    def stop(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-            self._peaks.append(torch.cuda.max_memory_allocated(self._device) - self._held)
-        self._seconds.append(time.perf_counter() - self._started)
-
-    def timing(self, warm_up: int) -> Timing:
-        return Timing(tuple(self._seconds[warm_up:]), max(self._peaks[warm_up:], default=None))
-
-
 class _Turns(TrainerCallback):
     """Does our steps between Trainer's, and times both."""
 
     def __init__(self, our_step: Callable[[], object], rounds: int, device: torch.device) -> None:
-        self.clocks = {side: _Clock(device) for side in (OURS, TRAINER)}
+        self.clocks = {side: Clock(device) for side in (OURS, TRAINER)}
         self._our_step = our_step
         # how many of our steps come before the first of Trainer's, between its first and second, and so on
         self._between = [0]
@@ -117,10 +90,14 @@ class _Turns(TrainerCallback):
 
     def _our_turn(self, trainer_steps: int) -> None:
         for _ in range(self._between[trainer_steps]):
-            self.clocks[OURS].start()
+            self._begin(OURS)
             self._our_step()
             self.clocks[OURS].stop()
-        self.clocks[TRAINER].start()
+        self._begin(TRAINER)
+
+    def _begin(self, side: str) -> None:
+        gc.collect()
+        self.clocks[side].start()
 
 
 def _rows(ours: OurTraining) -> Any:
@@ -182,15 +159,3 @@ def _accelerate_left_as_it_was() -> Iterator[None]:
         for state, before in zip(states, kept, strict=True):
             vars(state).clear()
             vars(state).update(before)
-
-
-@contextlib.contextmanager
-def _collector_at_rest() -> Iterator[None]:
-    """Python's garbage collector works between steps alone, as wherever sides take turns."""
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()

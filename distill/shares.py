@@ -1,0 +1,41 @@
+"""What the shares in a recipe come to: views of rows, phases of a run. Plain sums, for which nobody waits for torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from distill.config import PhaseConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from corpora.batch import Objective
+
+
+def view_shares(config: TrainConfig | PhaseConfig) -> dict[Objective, float]:
+    """Share of the rows of each objective, adding up to 1, in an order that does not depend on how they are written."""
+    if isinstance(config, TrainConfig) and config.view is not None:
+        return {config.view: 1.0}
+    total = sum(config.views.values())
+    return {objective: share / total for objective, share in sorted(config.views.items()) if share > 0}
+
+
+def read_views(config: TrainConfig) -> list[Objective]:
+    """The objectives of all rows of a run, in a fixed order."""
+    found: set[Objective] = {view for phase in phases_of(config) for view in view_shares(phase) or view_shares(config)}
+    return sorted(found)
+
+
+def phases_of(config: TrainConfig) -> list[PhaseConfig]:
+    """The phases of a run; where none are written it is one."""
+    return config.phases or [PhaseConfig(share=1.0)]
+
+
+def tokens_in_step(config: TrainConfig, phase: PhaseConfig) -> float:
+    """Tokens that a step of a phase reads on average."""
+    first = phase.batch_size or config.batch_size
+    return (first + (phase.end_batch_size or first)) / 2 * (phase.seq_len or config.seq_len)
+
+
+def mean_tokens(config: TrainConfig) -> float:
+    """Tokens that a step of the run reads on average."""
+    phases = phases_of(config)
+    return sum(phase.share * tokens_in_step(config, phase) for phase in phases) / sum(phase.share for phase in phases)
