@@ -1,6 +1,6 @@
-"""Who may see whom: segments become attention masks and positions. And in which type attention is worked out.
+"""Who may see whom: segments become attention masks and positions. And by which operations attention is worked out.
 
-Axes: B rows, T positions (queries, then keys). A segment is a document of the row; padding is a segment of its own, so
+Axes: B rows, H heads, T positions (queries, then keys), E dimensions of a head. A segment is a document of the row; padding is a segment of its own, so
 every position sees at least itself and no row of a softmax is empty.
 """
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -17,6 +18,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from corpora.batch import PADDING_SEGMENT
 
 SDPA = "cuvee_sdpa"  # the name under which transformers knows `sdpa` below
+LONGEST_WRITTEN_OUT = 512  # positions of a row
 
 
 def attention_mask(segments_BT: Tensor, causal: bool) -> Tensor:
@@ -57,16 +59,48 @@ def positions_in_segments(segments_BT: Tensor) -> Tensor:
 def sdpa(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """transformers' own `sdpa`, but in fp32 where autocast runs on a CPU that has no tiles for bf16 (AMX).
+    """transformers' own `sdpa`, but written out where autocast to bf16 meets a CPU that has no tiles for it (AMX).
 
-    There torch's kernel for bf16 rows of 128 tokens takes 17 ms, forward and backward, where that for fp32 takes 10
-    (8 rows, 8 heads of 64, 2 cores with AVX512-BF16); at 512 tokens both take the same.
+    There torch's kernel takes 15 ms for rows of 128 tokens, forward and backward, and matrix products with a softmax
+    between them take 8 (8 rows, 8 heads of 64, 2 cores with AVX512-BF16); for a quarter of the rows of 512 tokens 29
+    and 19. The price is that the scores are kept for the backward pass, so longer rows are the kernel's.
     """
-    on_cpu = query.device.type == "cpu"
-    if not on_cpu or not torch.is_autocast_enabled("cpu") or torch.cpu._is_amx_tile_supported():
+    slow_kernel = query.device.type == "cpu" and _autocasts_to_bf16() and not torch.cpu._is_amx_tile_supported()
+    if not slow_kernel or key.shape[2] > LONGEST_WRITTEN_OUT:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
     with torch.autocast("cpu", enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **settings)
+        return _written_out(query, key, value, attention_mask, **settings), None
+
+
+def _written_out(
+    query_BHTE: Tensor,
+    key_BHTE: Tensor,
+    value_BHTE: Tensor,
+    mask_B1TT: Tensor | None,
+    *,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **_: Any,
+) -> Tensor:
+    """Attention [B, T, H, E] by its definition in bf16; without a mask it is causal."""
+    scale = query_BHTE.shape[-1] ** -0.5 if scaling is None else scaling
+    heads = (query_BHTE * scale, key_BHTE, value_BHTE)
+    # in one copy to what the products read: cast alone, heads would stay strided and be copied again
+    query_BHTE, key_BHTE, value_BHTE = (
+        tensor.to(torch.bfloat16, memory_format=torch.contiguous_format) for tensor in heads
+    )
+    if (groups := query_BHTE.shape[1] // key_BHTE.shape[1]) > 1:  # heads that share keys and values
+        key_BHTE, value_BHTE = (tensor.repeat_interleave(groups, 1) for tensor in (key_BHTE, value_BHTE))
+    length = query_BHTE.shape[2]
+    mask = torch.ones(length, length, dtype=torch.bool).tril() if mask_B1TT is None else mask_B1TT
+    scores_BHTT = query_BHTE @ key_BHTE.transpose(2, 3) + additive_mask(mask).to(torch.bfloat16)
+    # sums in fp32 inside, and rounds what it returns once
+    probs_BHTT = functional.dropout(scores_BHTT.softmax(-1), dropout)
+    return (probs_BHTT @ value_BHTE).transpose(1, 2).contiguous()
+
+
+def _autocasts_to_bf16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 AttentionInterface.register(SDPA, sdpa)

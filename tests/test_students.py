@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
@@ -19,7 +20,13 @@ from corpora.batch import PADDING_SEGMENT, Batch, causal_view, masked_view
 from corpora.errors import Damaged, InputRefused, RecipeError
 from corpora.storage import new_folder
 from corpora.token_ids import TokenIds
-from students.attention import additive_mask, attention_mask, one_segment_per_row, positions_in_segments
+from students.attention import (
+    _written_out,
+    additive_mask,
+    attention_mask,
+    one_segment_per_row,
+    positions_in_segments,
+)
 from students.buildable import Buildable
 from students.config import ModelConfig
 from students.registry import ARCHITECTURES, build_model, forward_flops_per_token, parameter_count
@@ -136,6 +143,28 @@ def test_bf16_autocast_stays_near_fp32(architecture: str, causal: bool) -> None:
         model.head().logits(rounded_BTD).mean().backward()
     error = (rounded_BTD.float() - exact_BTD).norm() / exact_BTD.norm()
     assert error < 0.05
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["causal", "segments"])
+def test_attention_written_out_is_the_kernels_within_rounding(masked: bool) -> None:
+    """Values and gradients, with heads that share keys; bf16 rounds to 8 bits."""
+    generator = torch.Generator().manual_seed(2)
+    rows, length = SEGMENTS_BT.shape
+    shapes = {"query": (rows, 4, length, 16), "key": (rows, 2, length, 16), "value": (rows, 2, length, 16)}
+    heads = {name: torch.randn(shape, generator=generator, requires_grad=True) for name, shape in shapes.items()}
+    mask_B1TT = attention_mask(SEGMENTS_BT, True) if masked else None
+    weights = torch.randn(rows, length, 4, 16, generator=generator)
+
+    def value_and_gradients(output_BTHE: torch.Tensor) -> list[torch.Tensor]:
+        return [output_BTHE.detach(), *torch.autograd.grad((output_BTHE * weights).sum(), list(heads.values()))]
+
+    exact = functional.scaled_dot_product_attention(
+        *heads.values(), attn_mask=mask_B1TT, is_causal=not masked, enable_gqa=True
+    ).transpose(1, 2)
+    found = _written_out(*heads.values(), mask_B1TT)
+    assert found.dtype == torch.bfloat16
+    for ours, theirs in zip(value_and_gradients(found), value_and_gradients(exact), strict=True):
+        assert (ours - theirs).norm() / theirs.norm() < 0.01
 
 
 @every_architecture
