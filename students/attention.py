@@ -1,7 +1,7 @@
 """Who may see whom: segments become attention masks and positions. And by which operations attention is worked out.
 
-Axes: B rows, H heads, T positions (queries, then keys), E dimensions of a head. A segment is a document of the row; padding is a segment of its own, so
-every position sees at least itself and no row of a softmax is empty.
+Axes: B rows, H heads, T positions (queries, then keys), E dimensions of a head. A segment is a document of the row;
+padding is a segment of its own, so every position sees at least itself and no row of a softmax is empty.
 """
 
 from __future__ import annotations
