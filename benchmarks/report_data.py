@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from benchmarks.minimal_pairs import PairResults
+from benchmarks.choices import ChoiceResults
 from benchmarks.stats import GainKept, Interval, bootstrap_mean
 from corpora.batch import Objective
 from corpora.errors import Diverged
@@ -119,7 +119,7 @@ class Report:
 
 
 def phenomena_table(
-    results: list[PairResults], *, confidence: float, resamples: int, seed: int
+    results: list[ChoiceResults], *, confidence: float, resamples: int, seed: int
 ) -> tuple[Phenomenon, ...]:
     """The per-phenomenon table of candidates, of different names, that were all scored on the same tasks."""
     how = {"confidence": confidence, "resamples": resamples, "seed": seed}
@@ -134,7 +134,7 @@ def phenomena_table(
                 uid=task.uid,
                 field=task.field,
                 term=task.term,
-                pairs=len(task.pairs),
+                pairs=len(task.items),
                 accuracy={name: scored.accuracy for name, scored in by_name.items()},
                 intervals={name: bootstrap_mean(scored.wins, **how) for name, scored in by_name.items()},
                 ties={name: scored.ties for name, scored in by_name.items()},

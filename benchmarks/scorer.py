@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,17 +27,26 @@ LogProbs = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Candidate:
     """Something that can be scored.
 
-    `objective` says what output t predicts: token t + 1 from the tokens up to t (`causal`), or token t from all other
-    tokens, where the input holds a mask token (`masked`). `max_positions`: longest row it reads, in tokens; None: any.
+    `objective` says what output t predicts: token t + 1 from the tokens up to t (`causal`), or token t + `shift` from
+    all other tokens, where the input holds a mask token (`masked`; a shift of 1 is masked next-token prediction, arXiv
+    2410.24159). `max_positions`: longest row it reads, in tokens; None: any.
     """
 
     name: str
     objective: Objective
     log_probs: LogProbs
     max_positions: int | None = None
+    shift: Literal[0, 1] = 0
+
+    @property
+    def lookback(self) -> int:
+        """How many positions before a token the output stands that predicts it."""
+        return 1 if self.objective == "causal" else self.shift
 
 
-def candidate_from_model(name: str, model: LanguageModel, objective: Objective) -> Candidate:
+def candidate_from_model(
+    name: str, model: LanguageModel, objective: Objective, *, shift: Literal[0, 1] = 0
+) -> Candidate:
     """A model as a candidate, in evaluation mode while it answers; only wanted rows meet the head."""
 
     def log_probs(input_ids_BT: Tensor, segments_BT: Tensor, wanted_BT: Tensor) -> Tensor:
@@ -51,7 +61,7 @@ def candidate_from_model(name: str, model: LanguageModel, objective: Objective) 
         finally:
             model.train(was_training)
 
-    return Candidate(name, objective, log_probs, model.config.max_positions)
+    return Candidate(name, objective, log_probs, model.config.max_positions, shift)
 
 
 def target_log_probs(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
+from benchmarks.choices import ChoiceTask
 from benchmarks.config import BenchmarksConfig
-from benchmarks.minimal_pairs import PairTask
 from benchmarks.scorer import candidate_from_model
 from distill.distributed import Processes
 from distill.run import Run
@@ -43,5 +43,5 @@ def probe_config(config: BenchmarksConfig, pairs: int) -> BenchmarksConfig:
 
 
 @lru_cache(maxsize=2)
-def _tasks(config: BenchmarksConfig) -> list[PairTask]:
+def _tasks(config: BenchmarksConfig) -> list[ChoiceTask]:
     return pair_tasks(config, seed=1)

@@ -12,9 +12,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from benchmarks.choices import ChoiceResult, ChoiceResults, ChoiceTask, score_choices
 from benchmarks.config import BenchmarksConfig
-from benchmarks.minimal_pairs import PairResults, PairTask, TaskResult, blimp_tasks, score_pairs, tasks_from_rows
+from benchmarks.minimal_pairs import blimp_tasks, tasks_from_rows
+from benchmarks.protocol import PROTOCOLS
 from benchmarks.scorer import Candidate, candidate_from_model
+from benchmarks.scoring import Scorer
+from benchmarks.scoring_tokenizer import own_tokenizer
 from benchmarks.stream import StreamResult, stream_result
 from corpora.addressed import address
 from corpora.batch import Objective
@@ -58,7 +62,7 @@ class Scores:
     contender: Contender
     stream: StreamResult  # test
     tune_cross_entropy: float  # nats per target
-    pairs: PairResults | None
+    pairs: ChoiceResults | None
 
 
 class ScoreBoard:
@@ -97,7 +101,7 @@ class ScoreBoard:
 
     @cached_property
     def _tasks_digest(self) -> str:
-        rows = [[task.uid, pair.good, pair.bad] for task in self.tasks for pair in task.pairs]
+        rows = [[task.uid, *item.said] for task in self.tasks for item in task.items]
         return digest(canonical_json(rows).encode())
 
     def _write(self, folder: Path, contender: Contender, fingerprint: dict[str, Any]) -> None:
@@ -110,16 +114,15 @@ class ScoreBoard:
             writer.write_array("nats.npy", nats_N)
             writer.facts["tune_cross_entropy"] = tune.cross_entropy
             for number, task in enumerate(results.tasks if results else ()):
-                writer.write_array(f"pairs-{number:03d}.npy", np.stack([task.good_scores, task.bad_scores]))
+                writer.write_array(f"pairs-{number:03d}.npy", np.ascontiguousarray(task.scores.T))
 
     def _read(self, manifest: Manifest, contender: Contender) -> Scores:
         positions_N, nats_N = (np.array(manifest.array(name)) for name in ("positions.npy", "nats.npy"))
         result = self._stream_result("test", contender, positions_N, nats_N)
         tasks = []
         for number, task in enumerate(self.tasks):
-            good, bad = np.array(manifest.array(f"pairs-{number:03d}.npy"))
-            tasks.append(TaskResult(task, good, bad))
-        pairs = PairResults(contender.name, contender.objective, tuple(tasks)) if tasks else None
+            tasks.append(ChoiceResult(task, np.array(manifest.array(f"pairs-{number:03d}.npy")).T))
+        pairs = ChoiceResults(contender.name, contender.objective, tuple(tasks)) if tasks else None
         return Scores(contender, result, manifest.facts["tune_cross_entropy"], pairs)
 
     def _stream_result(
@@ -135,9 +138,9 @@ class ScoreBoard:
         )
 
 
-def pair_tasks(config: BenchmarksConfig, seed: int) -> list[PairTask]:
+def pair_tasks(config: BenchmarksConfig, seed: int) -> list[ChoiceTask]:
     """The minimal pairs that a recipe asks for; raises InputRefused when a folder is not named or cannot be read."""
-    tasks: list[PairTask] = []
+    tasks: list[ChoiceTask] = []
     if config.minimal_pairs is not None:
         tasks += tasks_from_rows(minimal_pairs(config.minimal_pairs.pairs, seed))
     if config.blimp is not None:
@@ -167,15 +170,15 @@ def write_pairs(project: Project) -> None:
 
 
 def score_tasks(
-    candidate: Candidate, tasks: Sequence[PairTask], tokenizer: TextTokenizer, config: BenchmarksConfig
-) -> PairResults | None:
+    candidate: Candidate, tasks: Sequence[ChoiceTask], tokenizer: TextTokenizer, config: BenchmarksConfig
+) -> ChoiceResults | None:
     """A candidate on minimal pairs; None when there are none."""
     if not tasks:
         return None
-    ids = tokenizer.token_ids
-    return score_pairs(
-        candidate, tasks, tokenizer.encode, begin_id=ids.begin, mask_id=ids.mask, max_tokens=config.max_tokens
+    scorer = Scorer(
+        candidate.name, (candidate,), own_tokenizer(tokenizer.to_json()), PROTOCOLS["cuvee"], config.max_tokens
     )
+    return score_choices(scorer, tasks)
 
 
 def contenders(project: Project) -> list[Contender]:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from benchmarks.likelihood import length_batches, sentence_scores
+from benchmarks.likelihood import length_batches, token_scores
+from benchmarks.scored_rows import ScoredRow
 from benchmarks.scorer import Candidate, candidate_from_model
 from corpora.batch import PADDING_SEGMENT
 from corpora.errors import Diverged, InputRefused
@@ -55,6 +56,14 @@ def _tiny_bert() -> tuple[BertForMaskedLM, _Wrapped]:
     predictions = network.cls.predictions
     head = Head(predictions.decoder.weight, predictions.decoder.bias)
     return network, _Wrapped(network, network.bert, predictions.transform, head)
+
+
+def sentence_scores(
+    candidate: Candidate, rows: list[list[int]], *, mask_id: int | None = MASK, max_tokens: int
+) -> list[float]:
+    """Sums over all tokens after the begin token."""
+    scored = [ScoredRow(tuple(row), tuple(range(1, len(row))), tuple((t,) for t in range(1, len(row)))) for row in rows]
+    return [scores.sum() for scores in token_scores(candidate, scored, mask_id=mask_id, max_tokens=max_tokens)]
 
 
 def _random_rows(number: int, longest: int = 20) -> list[list[int]]:
@@ -208,13 +217,17 @@ def test_scoring_leaves_training_mode_as_it_was() -> None:
     assert model.training
 
 
-@pytest.mark.parametrize(("row", "reason"), [([BEGIN], "no token to score"), ([BEGIN] + [5] * 40, "41 tokens")])
-def test_unscorable_sentences_are_refused(row: list[int], reason: str) -> None:
-    with pytest.raises(InputRefused, match=f"sentence 1: {reason}.*expected"):
-        sentence_scores(_hash_candidate("causal"), [[BEGIN, 5], row], mask_id=MASK, max_tokens=40)
+def test_rows_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(InputRefused, match="41 tokens; expected at most 40"):
+        sentence_scores(_hash_candidate("causal"), [[BEGIN, 5], [BEGIN] + [5] * 40], mask_id=MASK, max_tokens=40)
     short = replace(_hash_candidate("causal"), max_positions=4)
     with pytest.raises(InputRefused, match="hash reads 4"):
         sentence_scores(short, [[BEGIN, 5, 5, 5, 5]], mask_id=MASK, max_tokens=40)
+
+
+def test_a_masked_model_needs_a_mask_token() -> None:
+    with pytest.raises(InputRefused, match="hash: its tokenizer has no mask token; expected one"):
+        sentence_scores(_hash_candidate("masked"), [[BEGIN, 5]], mask_id=None, max_tokens=8)
 
 
 def test_logits_are_not_taken_for_log_probabilities() -> None:

@@ -10,24 +10,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
-from benchmarks.minimal_pairs import PairResults, PairTask, blimp_tasks, score_pairs, tasks_from_rows
+from benchmarks.choices import ChoiceResults, ChoiceTask, score_choices
+from benchmarks.minimal_pairs import blimp_tasks, tasks_from_rows
 from benchmarks.pair_files import MAX_LINE_BYTES, pairs_in, read_pairs
+from benchmarks.protocol import PROTOCOLS
 from benchmarks.scorer import Candidate
+from benchmarks.scoring import Scorer
 from corpora.errors import Diverged, InputRefused
 
-BEGIN, MASK, VOCAB = 1, 3, 300
+VOCAB = 300
 LINE = {"sentence_good": "The cat sleeps.", "sentence_bad": "The cat sleep.", "field": "syntax", "pairID": "0"}
 ONE_LINE_OF_REFUSAL = re.compile(r"[^\n]+(:\d+)?: [^\n]+; expected [^\n]+; [^\n]+")
 
 
-def _encode(sentence: str) -> list[int]:
-    return [byte + 4 for byte in sentence.encode()]
-
-
-def _tasks(number: int = 50) -> list[PairTask]:
+def _tasks(number: int = 50) -> list[ChoiceTask]:
     """Two tasks whose good sentence has a smaller second letter, at equal length."""
     draw = random.Random(3)
     rows = []
@@ -48,8 +48,12 @@ def _candidate(name: str, letter_sign: float = 0.0, filling: float = 0.0) -> Can
     return Candidate(name, "causal", log_probs)
 
 
-def _score(candidate: Candidate, tasks: list[PairTask], **keywords: bool) -> PairResults:
-    return score_pairs(candidate, tasks, _encode, begin_id=BEGIN, mask_id=MASK, max_tokens=2048, **keywords)
+def _score(candidate: Candidate, tasks: list[ChoiceTask], **keywords: bool) -> ChoiceResults:
+    return score_choices(_scorer(candidate), tasks, **keywords)
+
+
+def _scorer(candidate: Candidate, *, max_tokens: int = 2048, lower: bool = False) -> Scorer:
+    return Scorer(candidate.name, (candidate,), tiny.byte_tokenizer(lower=lower), PROTOCOLS["cuvee"], max_tokens)
 
 
 def test_verdicts_ties_and_macro_average() -> None:
@@ -72,7 +76,7 @@ def test_canary_constant_wins_nothing() -> None:
 
 def test_canary_nan_is_invalid_and_wins_nothing() -> None:
     nan = _candidate("nan", filling=float("nan"))
-    with pytest.raises(Diverged, match=r"nan on first:1: scores nan .*75 pairs.*; expected"):
+    with pytest.raises(Diverged, match=r"nan on first:1: scores nan .*75 items.*; expected"):
         _score(nan, _tasks())
     results = _score(nan, _tasks(), report_invalid=True)
     assert results.accuracy == 0.0 and results.non_finite == 75 and results.ties == 0 and not results.valid
@@ -109,16 +113,14 @@ def test_canary_random_is_about_half() -> None:
 
 def test_a_pair_that_tokenises_alike_is_a_tie() -> None:
     tasks = tasks_from_rows({"t": [{"sentence_good": "a cat", "sentence_bad": "A CAT"}]})
-    results = score_pairs(
-        _candidate("c", 0.1), tasks, lambda s: _encode(s.lower()), begin_id=BEGIN, mask_id=MASK, max_tokens=99
-    )
+    results = score_choices(_scorer(_candidate("c", 0.1), lower=True), tasks)
     assert results.ties == 1 and results.accuracy == 0.0
 
 
 def test_an_over_long_sentence_is_named() -> None:
     tasks = tasks_from_rows({"t": [LINE, {"sentence_good": "x" * 99, "sentence_bad": "y"}]})
     with pytest.raises(InputRefused, match="t:2: 100 tokens; expected at most 50"):
-        score_pairs(_candidate("c"), tasks, _encode, begin_id=BEGIN, mask_id=MASK, max_tokens=50)
+        score_choices(_scorer(_candidate("c"), max_tokens=50), tasks)
 
 
 def _write(path: Path, *lines: dict[str, str]) -> Path:
@@ -214,15 +216,15 @@ def _blimp_folder(folder: Path) -> Path:
 def test_the_draw_is_addressed(tmp_path: Path) -> None:
     root = _blimp_folder(tmp_path / "blimp")
     ten = blimp_tasks(root, 10, seed=1)
-    assert [(task.uid, task.field, task.term, len(task.pairs)) for task in ten] == [
+    assert [(task.uid, task.field, task.term, len(task.items)) for task in ten] == [
         ("a", "syntax", "t", 10),
         ("b", "syntax", "t", 10),
     ]
     assert ten == blimp_tasks(root, 10, seed=1) and ten != blimp_tasks(root, 10, seed=2)
-    numbers = [pair.number for pair in ten[1].pairs]
-    assert numbers == sorted(numbers) and numbers != [pair.number for pair in ten[0].pairs]
-    assert set(ten[0].pairs) < set(blimp_tasks(root, 20, seed=1)[0].pairs)
-    assert len(blimp_tasks(root, None, seed=1)[0].pairs) == len(blimp_tasks(root, 99, seed=1)[0].pairs) == 40
+    numbers = [pair.number for pair in ten[1].items]
+    assert numbers == sorted(numbers) and numbers != [pair.number for pair in ten[0].items]
+    assert set(ten[0].items) < set(blimp_tasks(root, 20, seed=1)[0].items)
+    assert len(blimp_tasks(root, None, seed=1)[0].items) == len(blimp_tasks(root, 99, seed=1)[0].items) == 40
     (root / "a.jsonl").unlink()
     assert blimp_tasks(root, 10, seed=1) == ten[1:]
 
@@ -261,6 +263,6 @@ def test_rows_of_the_embedded_corpus_are_checked_alike() -> None:
 def test_scores_stay_with_their_pairs() -> None:
     results = _score(_candidate("c", -0.1), _tasks())
     for task in results.tasks:
-        letters = np.array([[ord(s[1]) for s in (pair.good, pair.bad)] for pair in task.task.pairs])
-        differences = task.good_scores - task.bad_scores
+        letters = np.array([[ord(option.text[1]) for option in item.options] for item in task.task.items])
+        differences = task.scores[:, 0] - task.scores[:, 1]
         np.testing.assert_allclose(differences, -0.1 * (letters[:, 0] - letters[:, 1]), atol=1e-4)

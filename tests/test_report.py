@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks.minimal_pairs import PairResults, TaskResult, tasks_from_rows
+from benchmarks.choices import ChoiceResult, ChoiceResults
+from benchmarks.minimal_pairs import tasks_from_rows
 from benchmarks.report import print_table, to_json, to_markdown, write_report
 from benchmarks.report_data import Ensemble, Member, Pair, Report, Row, phenomena_table, scoring_protocol
 from benchmarks.stats import GainKept, Interval
@@ -48,11 +49,11 @@ def _report() -> Report:
     )
 
 
-def _results(name: str, wins: int) -> PairResults:
+def _results(name: str, wins: int) -> ChoiceResults:
     rows = [{"sentence_good": f"a{n}", "sentence_bad": f"b{n}", "linguistics_term": "term"} for n in range(10)]
     (task,) = tasks_from_rows({"agreement|plain": rows})
     good = np.where(np.arange(10) < wins, 1.0, 0.0) - np.where(np.arange(10) == 9, 1.0, 0.0)
-    return PairResults(name, "causal", (TaskResult(task, good, np.zeros(10)),))
+    return ChoiceResults(name, "causal", (ChoiceResult(task, np.stack([good, np.zeros(10)], axis=1)),))
 
 
 def test_markdown_keeps_causal_and_masked_apart() -> None:

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from benchmarks.scoring_tokenizer import ScoringTokenizer
 from corpora.config import CorpusConfig, SplitConfig, TokenizerConfig
 from corpora.prepare import Corpus, prepare_corpus
+from corpora.tokenizer import SPECIAL_TOKENS, _byte_characters
 from distill.config import TermConfig, TrackingConfig, TrainConfig, as_plain
 from distill.step_data import Term
 from distill.train import Run
@@ -131,3 +134,16 @@ def run(corpus: Corpus, folder: Path, *terms: Term, model: ModelConfig | None = 
         fingerprint={"model": as_plain(model), "train": as_plain(config)},
         tracking=TrackingConfig(),
     )
+
+
+def byte_tokenizer(*, lower: bool = False) -> ScoringTokenizer:
+    """Every byte is a token, its id four more than the byte: the special tokens come first."""
+    types = {token: number for number, token in enumerate(SPECIAL_TOKENS)}
+    types |= {character: 4 + byte for byte, character in _byte_characters().items()}
+    tokenizer = Tokenizer(models.BPE(vocab=types, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if lower:
+        tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    pad, begin, end, mask = SPECIAL_TOKENS
+    return ScoringTokenizer(tokenizer, {"pad_token": pad, "bos_token": begin, "eos_token": end, "mask_token": mask})

@@ -1,0 +1,166 @@
+"""Choices: does a candidate find the right option more likely than every other?
+
+A choice is won when the right option's score is strictly the highest and all scores are finite. Ties are counted and
+shown and are never wins: several public pipelines take the first of equal scores, which is the right one in every
+file, and so give a constant model full marks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from benchmarks.request import Request
+from benchmarks.scoring import Scorer
+from corpora.batch import Objective
+from corpora.errors import Diverged, InputRefused
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """One item: options, of which the first is right. Who scores them sees each alone, and in another order."""
+
+    options: tuple[Request, ...]
+    place: str = ""  # `file:line`, for messages
+    number: int = 0  # line in the file, from 1: the address of the item
+    said: tuple[str, ...] = ()  # how a submission names each option
+
+
+@dataclass(frozen=True)
+class ChoiceTask:
+    """The items of one paradigm, all with as many options.
+
+    `field` and `term` are BLiMP's categories, empty when the file does not say; `benchmark` is what it is a part of.
+    """
+
+    uid: str
+    field: str
+    term: str
+    items: tuple[Choice, ...]
+    benchmark: str = ""
+
+    @property
+    def num_options(self) -> int:
+        """Options of each item."""
+        return len(self.items[0].options)
+
+    @property
+    def chance(self) -> float:
+        """Share of wins of a guess, 0 to 1."""
+        return 1 / self.num_options
+
+
+@dataclass(frozen=True)
+class ChoiceResult:
+    """Scores of the options of each item in nats, float64 [items, options], the right one first, and the verdicts."""
+
+    task: ChoiceTask
+    scores: np.ndarray
+
+    @cached_property
+    def finite(self) -> np.ndarray:
+        """Items whose scores are all numbers, bool [items]."""
+        return np.isfinite(self.scores).all(axis=1)
+
+    @cached_property
+    def wins(self) -> np.ndarray:
+        """Items in which the right option is strictly the likeliest, bool [items]."""
+        return self.finite & (self.scores[:, 0] > self.scores[:, 1:].max(axis=1))
+
+    @property
+    def ties(self) -> int:
+        """Items in which another option equals the right one and none exceeds it."""
+        return int((self.finite & (self.scores[:, 0] == self.scores[:, 1:].max(axis=1))).sum())
+
+    @property
+    def non_finite(self) -> int:
+        """Items of which a score is no number."""
+        return int((~self.finite).sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Share of wins among all items, 0 to 1."""
+        return float(self.wins.mean())
+
+    @property
+    def accuracy_ties_won(self) -> float:
+        """The same where the first of equal scores is taken, as the challenges' scorers do: ties are wins."""
+        return self.accuracy + self.ties / len(self.scores)
+
+
+@dataclass(frozen=True)
+class ChoiceResults:
+    """One candidate on all tasks."""
+
+    candidate: str
+    objective: Objective
+    tasks: tuple[ChoiceResult, ...]
+
+    @property
+    def wins(self) -> list[np.ndarray]:
+        """The verdicts task by task: what `stats.bootstrap_macro_mean` resamples."""
+        return [task.wins for task in self.tasks]
+
+    @property
+    def accuracy(self) -> float:
+        """Macro accuracy: the mean over tasks of their accuracies, 0 to 1."""
+        return float(np.mean([task.accuracy for task in self.tasks]))
+
+    @property
+    def ties(self) -> int:
+        """Ties in all tasks together."""
+        return sum(task.ties for task in self.tasks)
+
+    @property
+    def non_finite(self) -> int:
+        """Items with a score that is no number, in all tasks together."""
+        return sum(task.non_finite for task in self.tasks)
+
+    @property
+    def valid(self) -> bool:
+        """Whether every score is a number; an invalid result belongs in no table."""
+        return self.non_finite == 0
+
+
+def score_choices(scorer: Scorer, tasks: Sequence[ChoiceTask], *, report_invalid: bool = False) -> ChoiceResults:
+    """Score the options of every item, all tasks together.
+
+    Raises Diverged when a score is not finite, unless `report_invalid`: then the result says so and counts no win
+    there. Raises InputRefused, naming the item, for an option that cannot be scored.
+    """
+    for task in tasks:
+        _require_equal_numbers(task)
+    asked = [(option, item.place) for task in tasks for item in task.items for option in item.options]
+    scores = scorer.scores([option for option, _ in asked], places=[place for _, place in asked])
+    results, start = [], 0
+    for task in tasks:
+        end = start + len(task.items) * task.num_options
+        results.append(ChoiceResult(task, scores[start:end].reshape(len(task.items), task.num_options)))
+        start = end
+    found = ChoiceResults(scorer.name, scorer.objective, tuple(results))
+    if not found.valid and not report_invalid:
+        raise Diverged(_first_non_finite(found))
+    return found
+
+
+def _require_equal_numbers(task: ChoiceTask) -> None:
+    for item in task.items:
+        if len(item.options) != task.num_options or task.num_options < 2:
+            raise InputRefused(
+                f"{item.place or task.uid}: {len(item.options)} options; expected {max(task.num_options, 2)}, as many "
+                "in every item of a task; mend the line"
+            )
+
+
+def _first_non_finite(results: ChoiceResults) -> str:
+    """The line that names the first item without a verdict."""
+    result = next(result for result in results.tasks if result.non_finite)
+    index = int(np.argmin(result.finite))
+    found = " and ".join(str(score) for score in result.scores[index])
+    return (
+        f"{results.candidate} on {result.task.items[index].place}: scores {found} ({results.non_finite} items not "
+        "finite); expected finite log-likelihoods; the candidate is invalid, train it again with a lower learning rate"
+    )

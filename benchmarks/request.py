@@ -1,0 +1,22 @@
+"""What a benchmark asks of a candidate: how likely is a text, after a context?
+
+Every zero-shot task is made of these. Who answers sees texts alone: neither which of them is right nor which task they
+belong to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A text whose tokens are scored, and what stands before it, whose tokens are only read.
+
+    The two are tokenised as one string, so a space between them is written at the beginning of `text`. With `apart`
+    they are tokenised one by one and their tokens joined, as surprisals of single words are measured.
+    """
+
+    context: str
+    text: str
+    apart: bool = False

@@ -1,0 +1,150 @@
+"""The one way to scores: requests in, log-likelihoods out, and what was scored before is read back.
+
+A score depends on the candidate, its tokenizer and the protocol alone; which of the texts is right, and which
+benchmark they come from, is not known here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+from typing import Protocol as Interface
+
+import numpy as np
+
+from benchmarks.likelihood import require_scorable, scorable, token_scores
+from benchmarks.protocol import Protocol
+from benchmarks.request import Request
+from benchmarks.score_store import ScoreStore
+from benchmarks.scored_rows import ScoredRow, scored_rows
+from benchmarks.scorer import Candidate
+from benchmarks.scoring_tokenizer import ScoringTokenizer
+from corpora.batch import Objective
+from corpora.errors import InputRefused
+
+TOKENS_AT_ONCE = 1 << 17  # of rows that are scored before their scores are stored: seconds of work
+
+
+class Team(Interface):
+    """The processes that score together."""
+
+    rank: int
+    world_size: int
+
+    def barrier(self) -> None:
+        """Wait for all."""
+
+
+class Alone:
+    """One process."""
+
+    rank = 0
+    world_size = 1
+
+    def barrier(self) -> None:
+        """Nobody to wait for."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A candidate under a protocol. Of several parts (the two modes of a hybrid model) the scores are added."""
+
+    name: str
+    parts: tuple[Candidate, ...]
+    tokenizer: ScoringTokenizer
+    protocol: Protocol
+    max_tokens: int  # in a forward pass
+    store: ScoreStore | None = None  # where scores are kept and found again
+    team: Team = Alone()
+
+    @property
+    def objective(self) -> Objective:
+        """What the candidate predicts; of a hybrid's sum, what its first part does."""
+        return self.parts[0].objective
+
+    def scores(self, requests: Sequence[Request], *, places: Sequence[str] | None = None) -> np.ndarray:
+        """Log-likelihood of each text after its context in nats, float64 [requests], in their order.
+
+        `places` name the requests in messages. Raises InputRefused for a text without a token to score, whose empty
+        sum would beat every log-probability, and for one that is longer than the candidate reads.
+        """
+        unique = list(dict.fromkeys(requests))
+        known = self.store.find(unique) if self.store is not None else {}
+        missing = [request for request in unique if request not in known]
+        if missing:
+            place_of = dict(zip(reversed(requests), reversed(places or [""] * len(requests)), strict=True))
+            known |= self._made([(request, place_of[request]) for request in missing])
+        return np.array([known[request] for request in requests], np.float64)
+
+    def _made(self, missing: Sequence[tuple[Request, str]]) -> dict[Request, float]:
+        """Scores of requests that nobody has scored, kept a block at a time; several processes share the blocks."""
+        requests = [request for request, _ in missing]
+        rows = [scored_rows(requests, self.tokenizer, self.protocol, masked=_masked(part)) for part in self.parts]
+        for number, (request, place) in enumerate(missing):
+            for part, of_part in zip(self.parts, rows, strict=True):
+                self._require(of_part[number], part, place or repr(request.text[:60]))
+        found: dict[Request, float] = {}
+        several = self.team.world_size > 1
+        assert self.store is not None or not several, "processes meet in the store"
+        for number, block in enumerate(_blocks(rows[0])):
+            if number % self.team.world_size == self.team.rank:
+                scores = self._summed([[of_part[index] for index in block] for of_part in rows])
+                made = dict(zip((requests[index] for index in block), scores, strict=True))
+                if self.store is not None:
+                    self.store.add(made)
+                found |= made
+        self.team.barrier()
+        if several and self.store is not None:
+            found |= self.store.find(requests)
+        return found
+
+    def _summed(self, rows_of_parts: Sequence[Sequence[ScoredRow]]) -> list[float]:
+        """The scores of some rows, each part's reduced as the protocol says, and then added."""
+        total = np.zeros(len(rows_of_parts[0]))
+        for part, rows in zip(self.parts, rows_of_parts, strict=True):
+            scores = token_scores(part, rows, mask_id=self.tokenizer.mask_id, max_tokens=self.max_tokens)
+            reduction = self.protocol.masked_reduction if _masked(part) else self.protocol.causal_reduction
+            total += [each.mean() if reduction == "mean" else each.sum() for each in scores]
+        return total.tolist()
+
+    def _require(self, row: ScoredRow, part: Candidate, place: str) -> None:
+        if not scorable(row, part):
+            raise InputRefused(
+                f"{place}: no token to score under the protocol {self.protocol.name}; expected at least one that "
+                "something stands before; remove it, or choose a protocol with a begin token"
+            )
+        try:
+            require_scorable(row, part, self.max_tokens)
+        except InputRefused as error:
+            raise InputRefused(f"{place}: {error}") from error
+
+
+def scoring_identity(
+    weights: str, tokenizer: ScoringTokenizer, protocol: Protocol, *, backend: str, precision: str
+) -> dict[str, Any]:
+    """What scores depend on, as the identity of a store; `weights` is a digest."""
+    return {
+        "weights": weights,
+        "tokenizer": tokenizer.digest,
+        "protocol": {key: value for key, value in asdict(protocol).items() if key != "source"},
+        "backend": backend,
+        "precision": precision,
+    }
+
+
+def _masked(part: Candidate) -> bool:
+    return part.objective == "masked"
+
+
+def _blocks(rows: Sequence[ScoredRow]) -> Iterator[list[int]]:
+    """Numbers of rows that are scored together, longest rows first, so that each block has rows of like length."""
+    block, tokens = [], 0
+    for number in sorted(range(len(rows)), key=lambda index: (-len(rows[index].ids), rows[index].ids)):
+        block.append(number)
+        tokens += len(rows[number].ids)
+        if tokens >= TOKENS_AT_ONCE:
+            yield block
+            block, tokens = [], 0
+    if block:
+        yield block
