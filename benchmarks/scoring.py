@@ -71,6 +71,7 @@ class Scorer:
         """
         unique = list(dict.fromkeys(requests))
         known = self.store.find(unique) if self.store is not None else {}
+        self.team.barrier()  # all have read the same before one adds to it
         missing = [request for request in unique if request not in known]
         if missing:
             place_of = dict(zip(reversed(requests), reversed(places or [""] * len(requests)), strict=True))
