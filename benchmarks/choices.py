@@ -7,14 +7,14 @@ file, and so give a constant model full marks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 
 from benchmarks.request import Request
-from benchmarks.scoring import Scorer
 from corpora.batch import Objective
 from corpora.errors import Diverged, InputRefused
 
@@ -63,12 +63,13 @@ class ChoiceResult:
     @cached_property
     def finite(self) -> np.ndarray:
         """Items whose scores are all numbers, bool [items]."""
-        return np.isfinite(self.scores).all(axis=1)
+        return np.all(np.isfinite(self.scores), axis=1)
 
     @cached_property
     def wins(self) -> np.ndarray:
         """Items in which the right option is strictly the likeliest, bool [items]."""
-        return self.finite & (self.scores[:, 0] > self.scores[:, 1:].max(axis=1))
+        beaten = self.scores[:, 0] > self.scores[:, 1:].max(axis=1)
+        return np.where(self.finite, beaten, False)
 
     @property
     def ties(self) -> int:
@@ -125,7 +126,31 @@ class ChoiceResults:
         return self.non_finite == 0
 
 
-def score_choices(scorer: Scorer, tasks: Sequence[ChoiceTask], *, report_invalid: bool = False) -> ChoiceResults:
+class Answering(Protocol):
+    """Whoever scores requests, such as a `Scorer`."""
+
+    @property
+    def name(self) -> str:
+        """Of the candidate."""
+        ...
+
+    @property
+    def objective(self) -> Objective:
+        """What it predicts."""
+        ...
+
+    def scores(self, requests: Sequence[Request], *, places: Sequence[str] | None = None) -> np.ndarray:
+        """Log-likelihoods in nats, float64 [requests]; `places` name the requests in messages."""
+        ...
+
+
+def asked_order(tasks: Iterable[ChoiceTask]) -> list[Request]:
+    """Every option of all items, once, in an order that does not know which is right: that of their texts."""
+    options = {option for task in tasks for item in task.items for option in item.options}
+    return sorted(options, key=lambda option: (option.text, option.context, option.apart))
+
+
+def score_choices(scorer: Answering, tasks: Sequence[ChoiceTask], *, report_invalid: bool = False) -> ChoiceResults:
     """Score the options of every item, all tasks together.
 
     Raises Diverged when a score is not finite, unless `report_invalid`: then the result says so and counts no win
@@ -133,13 +158,14 @@ def score_choices(scorer: Scorer, tasks: Sequence[ChoiceTask], *, report_invalid
     """
     for task in tasks:
         _require_equal_numbers(task)
-    asked = [(option, item.place) for task in tasks for item in task.items for option in item.options]
-    scores = scorer.scores([option for option, _ in asked], places=[place for _, place in asked])
-    results, start = [], 0
-    for task in tasks:
-        end = start + len(task.items) * task.num_options
-        results.append(ChoiceResult(task, scores[start:end].reshape(len(task.items), task.num_options)))
-        start = end
+    place_of = {option: item.place for task in tasks for item in task.items for option in item.options}
+    asked = asked_order(tasks)
+    scores = scorer.scores(asked, places=[place_of[option] for option in asked])
+    score_of = dict(zip(asked, scores.tolist(), strict=True))
+    results = [
+        ChoiceResult(task, np.array([[score_of[option] for option in item.options] for item in task.items]))
+        for task in tasks
+    ]
     found = ChoiceResults(scorer.name, scorer.objective, tuple(results))
     if not found.valid and not report_invalid:
         raise Diverged(_first_non_finite(found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def blimp_tasks(root: Path, pairs: int | None, *, seed: int) -> list[ChoiceTask]
         found = "holds no .jsonl file" if root.is_dir() else "is not a folder"
         raise InputRefused(f"{root}: {found}; expected one .jsonl file for each paradigm; check benchmarks.blimp.root")
     # equal sentences: the published BLiMP holds seven such pairs (passive_1:325 and 811, principle_A_case_2:106, ...)
-    tasks = [_task(path.stem, _drawn(read_pairs(path, allow_equal=True), pairs, seed)) for path in paths]
+    whole = [_task(path.stem, read_pairs(path, allow_equal=True)) for path in paths]
+    tasks = [replace(task, items=tuple(drawn(task.items, task.uid, pairs, seed))) for task in whole]
     file_of: dict[str, Path] = {}
     for path, task in zip(paths, tasks, strict=True):
         first = file_of.setdefault(task.uid, path)
@@ -50,10 +52,10 @@ def tasks_from_rows(rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Cho
     return tasks
 
 
-def _drawn(pairs: list[Pair], wanted: int | None, seed: int) -> list[Pair]:
-    """The first `wanted` pairs of the addressed order, put back into the file's order."""
-    order = sorted(pairs, key=lambda pair: digest(f"{seed}|{pair.uid}|{pair.number}".encode()))
-    return sorted(order[:wanted], key=lambda pair: pair.number)
+def drawn(items: Sequence[Choice], uid: str, wanted: int | None, seed: int) -> list[Choice]:
+    """The first `wanted` items of the addressed order, put back into the file's order; None: all."""
+    order = sorted(items, key=lambda item: digest(f"{seed}|{uid}|{item.number}".encode()))
+    return sorted(order[:wanted], key=lambda item: item.number)
 
 
 def _task(name: str, pairs: Sequence[Pair]) -> ChoiceTask:

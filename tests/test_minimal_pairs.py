@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.choices import ChoiceResults, ChoiceTask, score_choices
+from benchmarks.json_lines import MAX_LINE_BYTES
 from benchmarks.minimal_pairs import blimp_tasks, tasks_from_rows
-from benchmarks.pair_files import MAX_LINE_BYTES, pairs_in, read_pairs
+from benchmarks.pair_files import pairs_in, read_pairs
 from benchmarks.protocol import PROTOCOLS
 from benchmarks.scorer import Candidate
 from benchmarks.scoring import Scorer
