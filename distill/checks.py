@@ -78,6 +78,9 @@ def training_makes_sense(recipe: Recipe) -> Iterator[Problem]:
         if looks and train.evaluate_every is None:
             found = f"{' and '.join(looks)} need looks at the tune stream, and there are none"
             yield (*place, "evaluate_every"), f"{found}; give the steps between two looks"
+        if train.probe_pairs and not (recipe.benchmarks.minimal_pairs or recipe.benchmarks.blimp):
+            found = f"{train.probe_pairs} pairs of each phenomenon, but the recipe has no minimal pairs"
+            yield (*place, "probe_pairs"), f"{found}; give it benchmarks.minimal_pairs or benchmarks.blimp"
         if train.probe_pairs and train.parallel == "fsdp":
             found = "pairs are scored by one process, and fsdp shards the model over all"
             yield (*place, "probe_pairs"), f"{found}; leave them out, or take parallel: ddp"
@@ -134,6 +137,8 @@ def starts_are_possible(recipe: Recipe) -> Iterator[Problem]:
             if term.loss != "cross_entropy" or term.members:
                 found = f"{term.loss}, but a teacher learns from text alone"
                 yield ("teachers", name, "terms", number), f"{found}; write cross_entropy, or make it a student"
+        if teacher.terms and not any(term.weight > 0 for term in teacher.terms):
+            yield ("teachers", name, "terms"), "no term has a positive weight; give one, or leave them out"
 
 
 def masks_leave_something(recipe: Recipe) -> Iterator[Problem]:

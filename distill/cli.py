@@ -41,7 +41,9 @@ class _Reporting(TyperGroup):
             raise typer.Exit(_report([line], REFUSED)) from error
         except KeyboardInterrupt as error:
             _trace(ctx)
-            raise typer.Exit(_report(["interrupted; the same command goes on from here"], PREEMPTED)) from error
+            raise typer.Exit(
+                _report(["interrupted; the same command goes on from what is saved"], PREEMPTED)
+            ) from error
 
 
 app = typer.Typer(

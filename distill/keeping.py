@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
+from corpora.errors import Diverged
 from corpora.storage import read_manifest, remove_folder
+from distill.checkpoint import KEPT
 from distill.distributed import Processes
 from distill.learner import Learner
 from distill.look import Look
@@ -14,6 +17,7 @@ from distill.run import (
     average_fingerprint,
     average_folder,
     best_folder,
+    best_folders,
     save_run,
     snapshot_fingerprint,
     snapshot_folder,
@@ -31,11 +35,14 @@ class Keeper:
         self._run, self._learner, self._processes = run, learner, processes
         self._best: tuple[int, float] | None = tuple(state["best"]) if state.get("best") else None  # step, nats
         self._looks_since: int = state.get("looks_since_best", 0)
+        # steps of the best weights that checkpoints know, the newest last: a run may have to go back to any of them
+        self._known: list[int] = list(state.get("known_bests", []))
 
     @property
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"best": self._best, "looks_since_best": self._looks_since}
+        known = [*self._known, *([self._best[0]] if self._best else [])][-KEPT:]
+        return {"best": self._best, "looks_since_best": self._looks_since, "known_bests": known}
 
     @property
     def out_of_patience(self) -> bool:
@@ -53,19 +60,37 @@ class Keeper:
                 self._snapshot(word_snapshot_folder(self._run.folder, asked), step=step, words=words)
 
     def looked(self, look: Look, step: int, *, words: int) -> None:
-        """Compare a look at the tune stream with the best one so far, and keep the weights if they are better."""
+        """Compare a look at the tune stream with the best one so far, and keep the weights if they are better.
+
+        Raises Diverged when the look is not finite.
+        """
+        if not math.isfinite(look.value):
+            raise Diverged(
+                f"{self._run.folder}: step {step}: cross-entropy {look.value} on the tune stream; expected a number; "
+                "lower train.lr"
+            )
         if self._best is not None and look.value >= self._best[1]:
             self._looks_since += 1
             return
-        before, self._best, self._looks_since = self._best, (step, look.value), 0
+        self._best, self._looks_since = (step, look.value), 0
         if self._run.train.keep == "best":
             self._snapshot(best_folder(self._run.folder, step), step=step, words=words)
-            if before is not None and self._processes.is_first:  # not before the better ones are safe
-                remove_folder(best_folder(self._run.folder, before[0]))
+
+    def saved(self) -> None:
+        """A checkpoint was written, which knows the best weights so far: those that none needs any more are deleted."""
+        self._known = self.state["known_bests"]
+        self._delete_bests(set(self._known))
+
+    def _delete_bests(self, needed: set[int]) -> None:
+        if self._run.train.keep == "best" and self._processes.is_first:
+            needed_folders = {best_folder(self._run.folder, step) for step in needed}
+            for folder in best_folders(self._run.folder) - needed_folders:
+                remove_folder(folder)
 
     def finish(self, step: int, *, words: int) -> None:
         """Commit the run folder: the average first, then the weights that the run leaves, so that it is whole."""
-        run, average = self._run, self._learner.average
+        run, average, reached = self._run, self._learner.average, (step, words)
+        self._learner.require_finite_weights(step)
         if average is not None:
             self._save(average_folder(run.folder), average.model, average_fingerprint(run), step=step, words=words)
         model = self._learner.whole(self._learner.model)
@@ -76,9 +101,11 @@ class Keeper:
                 model, step, words = load_model(kept.folder), kept.facts["steps"], kept.facts["words"]
             assert isinstance(model, Buildable)
             facts = self._facts(step, words)
-            save_run(run, run.folder, model, fingerprint=run.fingerprint, with_log=True, **facts)
+            save_run(run, run.folder, model, fingerprint=run.fingerprint, with_log=True, reached=reached, **facts)
+            self._delete_bests({step})
 
     def _snapshot(self, folder: Path, *, step: int, words: int) -> None:
+        self._learner.require_finite_weights(step)
         self._save(folder, self._learner.model, snapshot_fingerprint(self._run, step), step=step, words=words)
 
     def _save(self, folder: Path, model: Buildable, fingerprint: dict[str, Any], *, step: int, words: int) -> None:

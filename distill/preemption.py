@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 raise a flag that the loop reads between steps."""
+"""Being asked to stop: SIGTERM and SIGUSR1 raise a flag that is looked at wherever it is safe to stop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from types import FrameType
+
+from corpora.errors import Preempted
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -23,17 +25,30 @@ class StopFlag:
             raise KeyboardInterrupt
         self.raised = True
 
+    def heed(self, place: str) -> None:
+        """Raise Preempted when the flag is up: all that was done until here is on the disk."""
+        if self.raised:
+            raise Preempted(f"{place}: stopped; the same command goes on")
+
+
+_listening: list[StopFlag] = []  # the flag of the outermost block
+
 
 @contextlib.contextmanager
 def stop_flag() -> Iterator[StopFlag]:
-    """Listen for the signals inside the block; outside the main thread nothing is listened to."""
-    flag = StopFlag()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag
+    """Listen for the signals inside the block; a block inside another one has its flag.
+
+    Outside the main thread nothing is listened to.
+    """
+    if _listening or threading.current_thread() is not threading.main_thread():
+        yield _listening[0] if _listening else StopFlag()
         return
+    flag = StopFlag()
+    _listening.append(flag)
     before = {number: signal.signal(number, flag.raise_it) for number in SIGNALS}
     try:
         yield flag
     finally:
+        _listening.clear()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -71,6 +71,11 @@ def best_folder(run_folder: Path, step: int) -> Path:
     return run_folder / "snapshots" / f"best-{step:08d}"
 
 
+def best_folders(run_folder: Path) -> set[Path]:
+    """All of them that there are."""
+    return set((run_folder / "snapshots").glob("best-*"))
+
+
 def average_folder(run_folder: Path) -> Path:
     """Where a run keeps the moving average of its weights."""
     return run_folder / "snapshots" / "average"
@@ -96,10 +101,12 @@ def save_run(
     words: int,
     precision: str,
     with_log: bool = False,
+    reached: tuple[int, int] | None = None,
 ) -> None:
     """Commit weights of a run: model, config, tokenizer and the facts of `steps`; the manifest comes last.
 
-    `with_log` lists the metrics log, which already lies in the folder. Raises NoRoom when they do not fit.
+    `with_log` lists the metrics log, which already lies in the folder. `reached`: the steps and words that the run came
+    to, which may be more than those of the weights it leaves. Raises NoRoom when they do not fit.
     """
     plain = merged(model)
     with new_folder(folder, kind="run", fingerprint=fingerprint) as writer:
@@ -118,19 +125,21 @@ def save_run(
             "tokenizer": run.corpus.tokenizer.digest,
             "precision": precision,
         }
+        if reached is not None:
+            writer.facts["reached_steps"], writer.facts["reached_words"] = reached
 
 
-def require_kept(run: Run, *, done: int | None = None, words: int) -> None:
+def require_kept(run: Run, *, done: int, words: int, finished: bool = False) -> None:
     """Raise InputRefused when a run is past weights that the recipe asks for and did not keep them.
 
-    `done`: steps that it has done; None: it is finished. `words`: words that it has seen.
+    `done`: steps that it has done. `words`: words that it has seen. A run that is finished has its average too.
     """
     asked = {
         snapshot_folder(run.folder, step): snapshot_fingerprint(run, step)
         for step in run.train.snapshots
-        if done is None or step <= done
+        if step <= done
     }
-    if done is None and run.train.average is not None:
+    if finished and run.train.average is not None:
         asked[average_folder(run.folder)] = average_fingerprint(run)
     for number in run.train.word_snapshots:
         if number <= words:

@@ -6,6 +6,7 @@ prepare -> train teachers -> cache what they say -> fit weights -> train student
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -18,7 +19,7 @@ from benchmarks.report_data import Report, Row, phenomena_table, scoring_protoco
 from benchmarks.scorer import candidate_from_model
 from benchmarks.stats import bootstrap_macro_mean
 from corpora.batch import Objective
-from corpora.errors import InputRefused
+from corpora.errors import InputRefused, Preempted
 from corpora.prepare import prepare_corpus
 from corpora.storage import locked, new_folder, read_manifest, write_file
 from corpora.tokenizer import read_tokenizer
@@ -27,7 +28,9 @@ from distill.config import Recipe
 from distill.controls import choose_single_teachers, describe_equal_flops
 from distill.distributed import Processes
 from distill.fitting import fit_pool
+from distill.foresight import require_trainable
 from distill.memory import allow_many_files, keep_freed_memory
+from distill.preemption import stop_flag
 from distill.project import Pool, Project
 from distill.recipe import resolved_yaml
 from distill.run import Run, require_kept, save_run
@@ -128,11 +131,18 @@ def _opened(recipe: Recipe) -> Iterator[tuple[Project, Processes]]:
     processes = Processes(recipe.processes, recipe.timeout)
     project = Project(recipe)
     lock = locked(project.folder) if processes.is_first else contextlib.nullcontext()
-    with processes.guarded(), lock:
+    with stop_flag(), processes.guarded(), lock:
         if processes.is_first:
             write_file(project.folder / "recipe.yaml", resolved_yaml(recipe).encode())
         processes.barrier()
         yield project, processes
+
+
+def _heed(processes: Processes, done: str) -> None:
+    """Raise Preempted, in all processes, when a signal has asked one of them to stop; all call it together."""
+    with stop_flag() as flag:
+        if processes.any(flag.raised):
+            raise Preempted(f"{done}, and stopped then as asked; the same command goes on")
 
 
 def _prepare(project: Project, processes: Processes) -> None:
@@ -143,6 +153,8 @@ def _prepare(project: Project, processes: Processes) -> None:
                 recipe.corpus, recipe.tokenizer, seed=recipe.seed, folder=project.folder, announce=_announcer(first)
             )
             write_pairs(project)
+    _heed(processes, f"{project.folder}: the corpus is there")
+    require_trainable(project, processes.world_size)
 
 
 def _train_teachers(project: Project, processes: Processes) -> None:
@@ -161,7 +173,11 @@ def _average(project: Project, name: str) -> None:
     if origin is None or not folders:
         return
     snapshots = [manifest for path in folders if (manifest := read_manifest(path)) is not None]
-    assert len(snapshots) == len(folders), "a run that is there has kept them"
+    if missing := sorted(set(folders) - {kept.folder for kept in snapshots}):
+        raise InputRefused(
+            f"teachers.{name}.steps: {missing[0]} is missing, since the run of {origin} ended before it; ask for "
+            "earlier steps, or give that run no patience"
+        )
     folder, run = project.teacher_folder(name), replace(project.teacher_run(origin), name=name)
     fingerprint = {"mean_of": {kept.folder.name: kept.files[WEIGHTS]["digest"] for kept in snapshots}}
     found = read_manifest(folder)
@@ -185,15 +201,17 @@ def _train(run: Run, processes: Processes) -> None:
     processes.barrier()  # all have looked before one writes
     if found is not None:
         found.require("run", run.fingerprint)
-        require_kept(run, words=found.facts["words"])
+        facts = {key: found.facts.get(f"reached_{key}", found.facts[key]) for key in ("steps", "words")}
+        require_kept(run, done=facts["steps"], words=facts["words"], finished=True)
         _announcer(processes.is_first)(f"train: {run.name} is there")
         return
     train_run(run, processes)
+    _heed(processes, f"{run.folder} is trained")
 
 
 def _cache(project: Project, processes: Processes) -> None:
-    for name in project.recipe.teachers:
-        for stream in STREAMS:
+    with stop_flag() as flag:
+        for name, stream in itertools.product(project.recipe.teachers, STREAMS):
             capture(
                 project.cache_key(name, stream),
                 partial(project.load_teacher, name),
@@ -203,6 +221,7 @@ def _cache(project: Project, processes: Processes) -> None:
                 barrier=processes.barrier,
                 device=processes.device,
                 announce=_announcer(True),
+                heed=flag.heed,
             )
     with processes.first_alone() as first:
         if first:
@@ -232,7 +251,11 @@ def _score(project: Project, processes: Processes) -> None:
     with processes.first_alone() as first:
         if first:
             board = ScoreBoard(project, processes.device, _announcer(True))
-            scores = [board.scores(contender) for contender in contenders(project)]
+            scores = []
+            with stop_flag() as flag:
+                for contender in contenders(project):
+                    flag.heed(f"{project.folder}: before {contender.name} was scored")
+                    scores.append(board.scores(contender))
             report = make_report(project, scores, _announcer(True))
             write_report(project.folder, report)
             print_table(report)

@@ -157,6 +157,7 @@ def run_sweep(recipe: str, overrides: Sequence[str]) -> None:
     runs = expand(recipe, overrides)
     from distill import stages  # after the recipes: a misspelt key need not wait for torch
     from distill.distributed import Processes
+    from distill.preemption import stop_flag
 
     processes = Processes(runs[0].recipe.processes, runs[0].recipe.timeout)
     announce: Callable[..., None] = print if processes.is_first else lambda *given, **options: None
@@ -164,7 +165,7 @@ def run_sweep(recipe: str, overrides: Sequence[str]) -> None:
     failures: dict[str, str] = {}
     # the lock of the run_dir: a run there would sweep temporaries away that are being written below it
     lock = locked(folder.parent) if processes.is_first else contextlib.nullcontext()
-    with processes.guarded(), lock:
+    with stop_flag(), processes.guarded(), lock:
         if processes.is_first:
             _share(runs, announce)
         for number, run in enumerate(runs, 1):

@@ -5,13 +5,17 @@ rows -> gradients -> update -> keep, look, log, save -> run folder. A teacher is
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 
 from torch import nn
 
 from corpora.errors import Preempted, RecipeError
+from corpora.stream import Stream
 from distill.checkpoint import Checkpoints, Progress
+from distill.config import TrainConfig
 from distill.distributed import Processes
+from distill.divergence import Watchdog
 from distill.keeping import Keeper
 from distill.learner import Learner
 from distill.learning_rate import learning_rate, never_trains
@@ -39,14 +43,15 @@ def train(run: Run, processes: Processes) -> None:
     seed = rows_seed(run.seed)
     steps = steps_in_minutes(run, processes, learner, seed=seed) if config.minutes is not None else None
     plan = plan_run(config, stream, seed=seed, steps=steps)
-    _require_in_run(run, plan)
+    require_in_run(run.name, config, plan, stream)
     checkpoints = _checkpoints(run, learner, processes)
-    start = checkpoints.restore(announce=print if processes.is_first else lambda line: None)
+    announce: Callable[[str], None] = print if processes.is_first else lambda line: None
+    start = checkpoints.restore(announce=announce)
     learner.restore(start.extra)
     require_kept(run, done=start.step, words=start.words)
     processes.barrier()  # all have read before the first writes
     keeper = Keeper(run, learner, processes, start.extra)
-    tune = TuneStream(run, processes)
+    tune, watchdog = TuneStream(run, processes), Watchdog(run.corpus.vocab_size, str(run.folder))
     tracker = _tracker(run, learner, processes, plan, start)
 
     if start.step == 0 and (weights := _ensemble_weights(run)):
@@ -55,6 +60,9 @@ def train(run: Run, processes: Processes) -> None:
     with closing(tracker), stop_flag() as stop:
         for step in range(start.step, plan.steps):
             if keeper.out_of_patience:
+                announce(
+                    f"train: {run.name} ends after step {done} of {plan.steps}: {config.patience} looks without gain"
+                )
                 break
             done = step + 1
             logs = done % config.log_every == 0 or done == plan.steps
@@ -62,6 +70,7 @@ def train(run: Run, processes: Processes) -> None:
             means = learner.gradients(step, plan, values=logs)
             rate = learning_rate(step, plan.steps, config)
             norm = learner.update(step, means, rate)
+            watchdog.watch(done, means)
 
             before, words = words, words + sum(stream.words(first, last) for first, last in plan.spans(step))
             keeper.after(done, before=before, words=words)
@@ -77,8 +86,11 @@ def train(run: Run, processes: Processes) -> None:
                 if weights := layer_weights(learner.model):
                     tracker.facts({"step": done, "layer_weights": weights})
             stopping = done < plan.steps and processes.any(stop.raised)
-            if done < plan.steps and (stopping or done % config.checkpoint_every == 0):
+            due = stopping or (done % config.checkpoint_every == 0 and not watchdog.alarmed)
+            if done < plan.steps and due:
+                learner.require_finite_weights(done)
                 checkpoints.save(Progress(done, tracker.synced_length(), words, learner.state | keeper.state))
+                keeper.saved()
             if stopping:
                 processes.barrier()
                 raise Preempted(f"{run.folder}: stopped after step {done} and saved; the same command goes on")
@@ -137,17 +149,22 @@ def _ensemble_weights(run: Run) -> dict[str, dict[str, float]]:
     }
 
 
-def _require_in_run(run: Run, plan: RunPlan) -> None:
+def require_in_run(name: str, config: TrainConfig, plan: RunPlan, stream: Stream) -> None:
     """What the recipe's check cannot know when it counts epochs, words or minutes."""
-    if beyond := [step for step in run.train.snapshots if step > plan.steps]:
+    if beyond := [step for step in config.snapshots if step > plan.steps]:
         raise RecipeError(
-            f"{run.name}: the weights after step {max(beyond)} are asked for, but the run ends after {plan.steps}; "
+            f"{name}: the weights after step {max(beyond)} are asked for, but the run ends after {plan.steps}; "
             "ask for earlier ones"
         )
-    most = max(run.train.word_snapshots, default=0)
-    if most and most > (words := plan.words(run.corpus.streams["train"])):
+    most = max(config.word_snapshots, default=0)
+    if most and most > (words := plan.words(stream)):
         raise RecipeError(
-            f"{run.name}: the weights after {most:,} words are asked for, but the run sees {words:,}; ask for fewer"
+            f"{name}: the weights after {most:,} words are asked for, but the run sees {words:,}; ask for fewer"
         )
-    if why := never_trains(plan.steps, run.train):
-        raise RecipeError(f"{run.name}: {why}")
+    if (asked := len(config.phases)) > len(plan.phases):
+        raise RecipeError(
+            f"{name}: {asked - len(plan.phases)} of {asked} phases are shorter than one of the {plan.steps} steps; "
+            "give them larger shares, or leave them out"
+        )
+    if why := never_trains(plan.steps, config):
+        raise RecipeError(f"{name}: {why}")

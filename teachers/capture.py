@@ -49,10 +49,12 @@ def capture(
     device: torch.device = CPU,
     barrier: Callable[[], None] = lambda: None,
     announce: Callable[[str], None] = lambda line: None,
+    heed: Callable[[str], None] = lambda place: None,
 ) -> None:
     """Make the cache, or find that it is there; each process makes every `world_size`-th shard.
 
-    A finished cache over the beginning of the stream is continued. Raises InputRefused when the folder holds a cache
+    A finished cache over the beginning of the stream is continued. `heed` is called before each shard, and may raise
+    to stop: the shards that are there are found again. Raises InputRefused when the folder holds a cache
     made from other inputs or the teacher has another vocabulary, Diverged when the teacher is not finite.
     """
     found = read_manifest(folder)
@@ -69,6 +71,7 @@ def capture(
     shards = Shards(folder, key)
     for number in range(len(shards)):
         if number % world_size == rank and not shards.noted(number):
+            heed(f"{folder}: before shard {number + 1} of {len(shards)}")
             announce(f"cache: {folder.parent.name} on {key.stream}, shard {number + 1} of {len(shards)}")
             _write_shard(shards, number, model, device)
     barrier()  # every shard is there before the manifest says so

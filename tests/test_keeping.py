@@ -22,7 +22,8 @@ from distill.distributed import Processes
 from distill.evaluate import model_nats
 from distill.learner import Learner
 from distill.look import Look, TuneStream
-from distill.run import Run, best_folder, require_kept
+from distill.run import Run, best_folder, best_folders, require_kept
+from distill.stages import _train
 from distill.train import train
 from students.run_folder import load_model
 
@@ -91,6 +92,49 @@ def test_the_best_weights_are_left_and_only_they_are_kept(
     assert [record["tune"]["causal/cross_entropy"] for record in records(run, "tune")] == [3.0, 2.0, 2.5, 2.2]
 
 
+def test_the_best_weights_survive_a_crash_though_better_ones_are_not_found_again(
+    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other rounding may cost more at the second attempt: what the checkpoint knows as the best must still be there."""
+    fields: dict[str, Any] = {"evaluate_every": 1, "keep": "best", "checkpoint_every": 2, "steps": 6}
+    run, update = run_of(corpus, tmp_path / "run", **fields), Learner.update
+
+    def crash(self: Learner, step: int, *more: Any) -> float:
+        if step == 3:
+            raise KeyboardInterrupt
+        return update(self, step, *more)
+
+    with monkeypatch.context() as context:
+        context.setattr(Learner, "update", crash)
+        looks(monkeypatch, [5.0, 4.0, 3.0])
+        with pytest.raises(KeyboardInterrupt):
+            train(run, processes)
+    assert {path.name for path in best_folders(run.folder)} == {"best-00000002", "best-00000003"}
+    looks(monkeypatch, [4.5, 4.6, 4.7, 4.8])
+    train(run, processes)
+    manifest = read_manifest(run.folder)
+    assert manifest is not None and manifest.facts["steps"] == 2 and manifest.facts["reached_steps"] == 6
+    assert {path.name for path in best_folders(run.folder)} == {"best-00000002"}
+
+
+def test_a_run_that_ended_early_is_found_again_and_says_why(
+    corpus: Corpus,
+    processes: Processes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fields: dict[str, Any] = {"steps": 30, "evaluate_every": 1, "patience": 2, "snapshots": [2, 20]}
+    run = run_of(corpus, tmp_path / "run", **fields)
+    looks(monkeypatch, [1.0, 2.0, 2.0])
+    train(run, processes)
+    assert "train: run ends after step 3 of 30: 2 looks without gain" in capsys.readouterr().out
+    _train(run, processes)
+    assert "train: run is there" in capsys.readouterr().out
+    with pytest.raises(InputRefused, match="step-00000001: missing: the run is past these weights"):
+        _train(replace(run, train=replace(run.train, snapshots=[1])), processes)
+
+
 def test_a_run_out_of_patience_ends_also_when_it_is_resumed(
     corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -142,7 +186,7 @@ def test_words_that_a_run_is_past_or_never_sees_are_refused(
     assert manifest is not None
     asked = replace(run, train=replace(run.train, word_snapshots=[300]))
     with pytest.raises(InputRefused, match="chck_300: missing: the run is past these weights"):
-        require_kept(asked, words=manifest.facts["words"])
+        require_kept(asked, done=manifest.facts["steps"], words=manifest.facts["words"])
     beyond = replace(run, folder=tmp_path / "beyond", train=replace(run.train, word_snapshots=[10**9]))
     with pytest.raises(RecipeError, match="the weights after 1,000,000,000 words are asked for, but the run sees"):
         train(beyond, processes)
