@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.compare import LEVELS, Comparison, Level, Pair, Row, Test
+from benchmarks.markdown import NOTHING, Table, escaped, markdown_table
 from benchmarks.stats import POWER, Interval
 from corpora.storage import write_file, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-_NOTHING = "-"  # not measured, or does not apply
 _PLURALS: dict[Level, str] = {"phenomenon": "phenomena", "paradigm": "paradigms"}
 _IN_MARKDOWN_ALONE = {"odds ratio", "g"}  # a terminal has no room for them
 _TESTS: dict[Test, str] = {
@@ -26,8 +26,6 @@ _TESTS: dict[Test, str] = {
     "permutation": "of a mean over paradigms, paired permutation test, A and B changing places item by item",
     "min_f": "min F' with seeds and items as sources of variation (Clark 1973), the seeds' part by Welch",
 }
-
-Table = tuple[list[str], list[list[str]]]  # headers and rows of cells; the first column is text, as is the last
 
 
 def write_comparison(folder: Path, comparison: Comparison) -> None:
@@ -48,13 +46,11 @@ def to_markdown(comparison: Comparison) -> str:
     """For each pair the summary, the tables level by level and what they leave open; then what the columns mean."""
     lines = ["# Comparison", ""]
     for pair in comparison.pairs:
-        lines += [f"## {_escaped(_title(pair))}", "", _escaped(summary(pair, comparison.confidence)), ""]
+        lines += [f"## {escaped(_title(pair))}", "", escaped(summary(pair, comparison.confidence)), ""]
         for level in _levels(pair):
-            headers, rows = block(pair, level, comparison.confidence)
-            cells = [headers, [":--", *["--:"] * (len(headers) - 2), ":--"], *rows]
-            lines += [*("| " + " | ".join(map(_escaped, row)) + " |" for row in cells), ""]
-        lines += [*(f"- {_escaped(remark)}" for remark in remarks(pair, comparison.alpha)), ""]
-    lines += ["## What the columns mean", "", *(f"- {_escaped(note)}" for note in notes(comparison))]
+            lines += [*markdown_table(block(pair, level, comparison.confidence), texts=(0, -1)), ""]
+        lines += [*(f"- {escaped(remark)}" for remark in remarks(pair, comparison.alpha)), ""]
+    lines += ["## What the columns mean", "", *(f"- {escaped(note)}" for note in notes(comparison))]
     return "\n".join(lines) + "\n"
 
 
@@ -201,7 +197,7 @@ def _title(pair: Pair) -> str:
 
 
 def _cells(row: Row, digits: int) -> list[str]:
-    least = _NOTHING if row.detectable is None else f"{100 * row.detectable:.1f}"
+    least = NOTHING if row.detectable is None else f"{100 * row.detectable:.1f}"
     if row.test and row.detectable is None and not _decided(row):
         least = "none"
     return [
@@ -214,7 +210,7 @@ def _cells(row: Row, digits: int) -> list[str]:
         f"{row.a_only:,.{digits}f}",
         f"{row.b_only:,.{digits}f}",
         _odds(row.odds_ratio, row.odds_ratio_interval),
-        _NOTHING if row.cohens_g is None else _signed(row.cohens_g, 2),
+        NOTHING if row.cohens_g is None else _signed(row.cohens_g, 2),
         _p(row.p_value),
         _p(row.adjusted_p_value),
         least,
@@ -235,18 +231,18 @@ def _signed(value: float, digits: int) -> str:
 
 
 def _range(interval: Interval | None) -> str:
-    return _NOTHING if interval is None else f"[{_points(interval.low)}, {_points(interval.high)}]"
+    return NOTHING if interval is None else f"[{_points(interval.low)}, {_points(interval.high)}]"
 
 
 def _odds(ratio: float | None, interval: Interval | None) -> str:
     if ratio is None:
-        return _NOTHING
+        return NOTHING
     return f"{ratio:.2f}" if interval is None else f"{ratio:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def _p(value: float | None) -> str:
     if value is None:
-        return _NOTHING
+        return NOTHING
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
@@ -257,8 +253,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(child) for child in value]
     return None if isinstance(value, float) and math.isinf(value) else value
-
-
-def _escaped(text: str) -> str:
-    """Text that cannot break a Markdown table, list or heading."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())

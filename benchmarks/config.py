@@ -22,6 +22,35 @@ class BlimpConfig:
     pairs: int | None = 200  # drawn from each file by the recipe's seed; null: all
 
 
+Backend = Literal["causal", "masked", "mntp", "hybrid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How one candidate is scored outside a recipe."""
+
+    benchmarks: tuple[str, ...] = ()  # names of tasks/, wug_adj, wug_past, reading; empty: all that the folder holds
+    data: str | None = None  # folder of the challenge's data, or one above it
+    fast: bool = False  # the challenge's smaller sets, for checkpoints
+    blimp: str | None = None  # folder of .jsonl files in BLiMP's format, each a paradigm
+    pairs: str | None = None  # own minimal pairs: a .jsonl or .csv file
+    good: str = "sentence_good"  # its columns
+    bad: str = "sentence_bad"
+    group: str | None = None  # column whose values are paradigms; null: the file is one
+    items: int | None = None  # drawn of each paradigm; null: all
+    seed: int = 1  # of draws and resamples
+    protocol: str = "cuvee"  # of PROTOCOLS
+    pll: Literal["original", "within_word_l2r"] | None = None  # instead of the protocol's
+    # what predicts a token: the text before it; all other tokens; the same, from the output before (masked next-token
+    # prediction); or the first and the third added. Null: as the model was trained
+    backend: Backend | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the network; log-probabilities are fp32
+    max_tokens: int = 4_096  # in a forward pass
+    confidence: float = 0.95  # of every interval
+    resamples: int = 2_000  # bootstrap draws
+    canaries: bool = False  # also score what knows nothing
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarksConfig:
     """Which benchmarks a run is scored on, and how sure the intervals are."""

@@ -11,7 +11,6 @@ from benchmarks.json_lines import kind_of, lines_of, parsed, refuse, text_of
 from corpora.errors import InputRefused
 
 KEYS = "sentence_good and sentence_bad"
-_lines, _parsed, _text, _kind, _refuse = lines_of, parsed, text_of, kind_of, refuse
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.markdown import NOTHING, Table, escaped, markdown_table
 from benchmarks.report_data import Ensemble, Phenomenon, Report, Row
 from benchmarks.stats import Interval
 from corpora.batch import Objective
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _ROLE_ORDER = ("teacher", "pool", "student", "control")
-_NOTHING = "-"  # not measured, or does not apply
 _TITLES: dict[Objective, str] = {"causal": "Causal models", "masked": "Masked models"}
 
 # what the columns of an ensemble's tables mean
@@ -29,8 +29,6 @@ _ENSEMBLES = (
     "of the best member at each target. ECE: expected calibration error of the likeliest token's probability, 15 bins "
     "of equally many targets. JSD: Jensen-Shannon divergence, nats. - where caches do not hold whole distributions."
 )
-
-Table = tuple[list[str], list[list[str]]]  # headers and rows of cells; the first column is text, the others numbers
 
 
 def write_report(folder: Path, report: Report) -> None:
@@ -41,20 +39,20 @@ def write_report(folder: Path, report: Report) -> None:
 
 def to_markdown(report: Report) -> str:
     """The report as Markdown: the blocks, notes, ensembles, phenomena, protocol and metadata, in this order."""
-    lines = [f"# {_escaped(report.title)}", ""]
+    lines = [f"# {escaped(report.title)}", ""]
     for view in _views(report):
-        lines += [f"## {_TITLES[view]}", "", *_markdown_table(block(report, view)), ""]
+        lines += [f"## {_TITLES[view]}", "", *markdown_table(block(report, view)), ""]
     lines += [f"{note}\n" for note in notes(report)]
     if report.ensembles:
         lines += ["## Ensembles", "", _ENSEMBLES, ""]
         for ensemble in report.ensembles:
-            lines += [f"### {_escaped(_ensemble_title(ensemble))}", ""]
-            lines += [*_markdown_table(_members_table(ensemble, report.confidence)), ""]
-            lines += [*_markdown_table(_pairs_table(ensemble)), ""]
-            lines += [*(f"- {_escaped(line)}" for line in _ensemble_facts(ensemble)), ""]
+            lines += [f"### {escaped(_ensemble_title(ensemble))}", ""]
+            lines += [*markdown_table(_members_table(ensemble, report.confidence)), ""]
+            lines += [*markdown_table(_pairs_table(ensemble)), ""]
+            lines += [*(f"- {escaped(line)}" for line in _ensemble_facts(ensemble)), ""]
     if report.phenomena:
         lines += ["## Minimal pairs by phenomenon (accuracy, %)", ""]
-        lines += [*_markdown_table(_phenomena_table(report.phenomena)), ""]
+        lines += [*markdown_table(_phenomena_table(report.phenomena)), ""]
     if report.protocol:
         lines += ["## How the scores were made", "", *(f"- {line}" for line in report.protocol), ""]
     for section, value in report.metadata.items():
@@ -149,9 +147,9 @@ def _row_cells(row: Row) -> list[str]:
 def _gain_kept(row: Row) -> tuple[str, str]:
     """The value and its interval."""
     if row.gain_kept is None:
-        return _NOTHING, _NOTHING
+        return NOTHING, NOTHING
     if row.gain_kept.value is None:
-        return "undefined", _NOTHING
+        return "undefined", NOTHING
     return _percent(row.gain_kept.value), _range(row.gain_kept.interval, 0)
 
 
@@ -190,7 +188,7 @@ def _pairs_table(ensemble: Ensemble) -> Table:
         [f"{pair.first}, {pair.second}", _number(pair.jensen_shannon, 4), _percent(pair.agreement)]
         for pair in ensemble.pairs
     ]
-    return ["pair", "JSD", "same top-1 %"], rows or [["all", _NOTHING, _NOTHING]]
+    return ["pair", "JSD", "same top-1 %"], rows or [["all", NOTHING, NOTHING]]
 
 
 def _ensemble_facts(ensemble: Ensemble) -> list[str]:
@@ -225,15 +223,15 @@ def _phenomena_table(phenomena: Sequence[Phenomenon]) -> Table:
 
 
 def _number(value: float | None, digits: int) -> str:
-    return _NOTHING if value is None else f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: -0.000 is 0.000
+    return NOTHING if value is None else f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: -0.000 is 0.000
 
 
 def _percent(value: float | None) -> str:
-    return _NOTHING if value is None else f"{100 * value:.1f}"
+    return NOTHING if value is None else f"{100 * value:.1f}"
 
 
 def _range(interval: Interval | None, digits: int = 1) -> str:
-    return _NOTHING if interval is None else f"[{100 * interval.low:.{digits}f}, {100 * interval.high:.{digits}f}]"
+    return NOTHING if interval is None else f"[{100 * interval.low:.{digits}f}, {100 * interval.high:.{digits}f}]"
 
 
 def _plain_range(interval: Interval) -> str:
@@ -248,22 +246,11 @@ def _count(value: int) -> str:
     return str(value)
 
 
-def _escaped(text: str) -> str:
-    """Text that cannot break a Markdown table or heading."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())
-
-
-def _markdown_table(table: Table) -> list[str]:
-    headers, rows = table
-    lines = [headers, [":--", *["--:"] * (len(headers) - 1)], *rows]
-    return ["| " + " | ".join(map(_escaped, cells)) + " |" for cells in lines]
-
-
 def _markdown_value(value: Any) -> list[str]:
     """A metadata section: a mapping as a list of its leaves, anything else as a paragraph."""
     if not isinstance(value, Mapping):
-        return [_escaped(str(value))]
-    return [f"- {_escaped(path)}: {_escaped(leaf)}" for path, leaf in _leaves(value, "")]
+        return [escaped(str(value))]
+    return [f"- {escaped(path)}: {escaped(leaf)}" for path, leaf in _leaves(value, "")]
 
 
 def _leaves(value: Any, path: str) -> list[tuple[str, str]]:

@@ -77,7 +77,7 @@ def _text(request: Request, protocol: Protocol, masked: bool) -> str:
 
 def _context(request: Request, protocol: Protocol) -> str:
     """What counts as the context; a space at its end goes with the token after it where tokens are counted."""
-    return request.context.rstrip(" ") if protocol.boundary == "tokens" else request.context
+    return request.context.rstrip() if protocol.boundary == "tokens" else request.context
 
 
 def _leading(tokenizer: ScoringTokenizer, protocol: Protocol, *, masked: bool, has_context: bool) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.markdown import NOTHING, Table, escaped, markdown_table
 from corpora.storage import write_file, write_json
 
 if TYPE_CHECKING:
@@ -28,9 +29,6 @@ MEASURES: dict[str, tuple[str, float, int]] = {
 }
 _ROLE_ORDER = ("teacher", "pool", "student", "control")
 _VIEWS = {"causal": "Causal models", "masked": "Masked models"}
-_NOTHING = "-"  # not measured, or does not apply
-
-Table = tuple[list[str], list[list[str]]]  # headers and rows of cells
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +125,10 @@ def as_json(summary: Summary) -> dict[str, Any]:
 
 def to_markdown(summary: Summary) -> str:
     """The summary as Markdown: a table for each view, then the notes."""
-    text = [f"# {_escaped(summary.title)}", ""]
+    text = [f"# {escaped(summary.title)}", ""]
     for view, title in _shown_views(summary):
-        headers, rows = block(summary, view)
-        cells = [headers, [":--", ":--", *["--:"] * (len(headers) - 2)], *rows]
-        text += [f"## {title}", "", *("| " + " | ".join(map(_escaped, row)) + " |" for row in cells), ""]
-    return "\n".join([*text, *(f"- {_escaped(note)}" for note in summary.notes)]) + "\n"
+        text += [f"## {title}", "", *markdown_table(block(summary, view), texts=(0, 1)), ""]
+    return "\n".join([*text, *(f"- {escaped(note)}" for note in summary.notes)]) + "\n"
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
@@ -167,7 +163,7 @@ def block(summary: Summary, view: str) -> Table:
     for line in (line for line in summary.lines if line.view == view):
         setting = " ".join(map("=".join, zip(short_keys(list(line.setting)), line.setting.values(), strict=True)))
         figures = [_cell(line.spreads[name], unit, digits) for name, (_, unit, digits) in MEASURES.items()]
-        rows.append([line.model, setting or _NOTHING, str(line.runs), *figures, "best" if line.best else ""])
+        rows.append([line.model, setting or NOTHING, str(line.runs), *figures, "best" if line.best else ""])
     return ["model", "setting", "runs", *(header for header, _, _ in MEASURES.values()), "chosen"], rows
 
 
@@ -274,7 +270,7 @@ def _shown_views(summary: Summary) -> list[tuple[str, str]]:
 
 def _cell(spread: Spread, unit: float, digits: int) -> str:
     if spread.mean is None:
-        return "undefined" if spread.undefined else _NOTHING
+        return "undefined" if spread.undefined else NOTHING
     shown = _number(spread.mean * unit, digits)
     if spread.deviation is not None:
         shown += f" ± {_number(spread.deviation * unit, digits)}"
@@ -283,8 +279,3 @@ def _cell(spread: Spread, unit: float, digits: int) -> str:
 
 def _number(value: float, digits: int) -> str:
     return f"{round(value, digits) + 0.0:,.{digits}f}"  # + 0.0: -0.000 is 0.000
-
-
-def _escaped(text: str) -> str:
-    """Text that cannot break a Markdown table, list or heading."""
-    return " ".join(text.replace("\\", "\\\\").replace("|", "\\|").split())

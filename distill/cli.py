@@ -122,28 +122,82 @@ def cache(recipe: RecipeFile, overrides: Overrides = None) -> None:
 def score(
     target: Annotated[str, typer.Argument(metavar="RECIPE|FOLDER", help="A recipe, or the folder of one model.")],
     overrides: Overrides = None,
-    blimp: Annotated[Path | None, typer.Option(help="With a FOLDER: score it on the .jsonl files in here.")] = None,
-    pairs: Annotated[int | None, typer.Option(min=1, help="With a FOLDER: pairs of each phenomenon.")] = None,
-    out: Annotated[Path | None, typer.Option(help="With a FOLDER: where the report goes.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The challenge's folder of data, or one above it.")] = None,
+    tasks: Annotated[str, typer.Option(help="Benchmarks, with commas between; left out: all that --data holds.")] = "",
+    fast: Annotated[bool, typer.Option("--fast", help="The challenge's smaller sets.")] = False,
+    blimp: Annotated[Path | None, typer.Option(help="A folder of .jsonl files in BLiMP's format.")] = None,
+    pairs: Annotated[Path | None, typer.Option(help="Own minimal pairs: a .jsonl or .csv file.")] = None,
+    good: Annotated[str, typer.Option(help="Its column of right sentences.")] = "sentence_good",
+    bad: Annotated[str, typer.Option(help="Its column of wrong sentences.")] = "sentence_bad",
+    group: Annotated[str | None, typer.Option(help="Its column that names the paradigm.")] = None,
+    items: Annotated[int | None, typer.Option(min=1, help="Items drawn of each paradigm; left out: all.")] = None,
+    protocol: Annotated[
+        str, typer.Option(help="cuvee, babylm2025, babylm2024, babylm2023, lm-eval, minicons.")
+    ] = "cuvee",
+    pll: Annotated[str | None, typer.Option(help="Masked models: original or within_word_l2r.")] = None,
+    backend: Annotated[str | None, typer.Option(help="causal, masked, mntp or hybrid; left out: as trained.")] = None,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16, of the network.")] = "fp32",
+    canaries: Annotated[bool, typer.Option("--canaries", help="Also score what knows nothing.")] = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also snapshots/chck_* of a run.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Where reports, verdicts and single scores are kept.")] = None,
 ) -> None:
-    """Up to the scores of all that a recipe trains; of a FOLDER, the scores of that model alone."""
+    """Up to the scores of all that a recipe trains; of a FOLDER, the scores of that model alone.
+
+    A FOLDER that this toolkit did not make is a stranger's: safetensors and
+    JSON are read, nothing of it is run. The options are for a FOLDER.
+    """
     from corpora.errors import RecipeError
 
+    given = {
+        "benchmarks": tuple(name for name in tasks.split(",") if name),
+        "data": data and str(data),
+        "fast": fast,
+        "blimp": blimp and str(blimp),
+        "pairs": pairs and str(pairs),
+        "good": good,
+        "bad": bad,
+        "group": group,
+        "items": items,
+        "protocol": protocol,
+        "pll": _one_of("--pll", pll, "original", "within_word_l2r"),
+        "backend": _one_of("--backend", backend, "causal", "masked", "mntp", "hybrid"),
+        "precision": _one_of("--precision", precision, "fp32", "bf16"),
+        "canaries": canaries,
+    }
+    from benchmarks.config import EvaluationConfig
+
+    config = EvaluationConfig(**given)
     if os.path.isdir(target):
         if overrides:
             raise RecipeError(
                 f"command line: {overrides[0]!r}: keys belong to a RECIPE, {target} is a folder; leave it out"
             )
-        from distill import stages
+        from distill import candidates
 
-        stages.score_candidate(Path(target), _candidate_benchmarks(blimp, pairs), out)
-    elif blimp or pairs or out:
+        candidates.score_folder(Path(target), config, out=out, checkpoints=checkpoints)
+    elif config != EvaluationConfig() or checkpoints or out:
         raise RecipeError(
-            f"command line: {target}: no such folder, which --blimp, --pairs and --out are for; "
+            f"command line: {target}: no such folder, which the options of this command are for; "
             "give one, or write benchmarks.blimp.root=DIR after a recipe"
         )
     else:
         _stage("score", target, overrides)
+
+
+@app.command()
+def compare(
+    systems: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]FOLDER[,FOLDER]", help="What `score --out` made; a folder a seed.")
+    ],
+    baseline: Annotated[str | None, typer.Option(help="The system that all others are compared with.")] = None,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Every system with every other.")] = False,
+    alpha: Annotated[float, typer.Option(help="Chance of any false positive among the rows of one level.")] = 0.05,
+    out: Annotated[Path | None, typer.Option(help="Where the comparison is written.")] = None,
+) -> None:
+    """What differs between systems that were scored on the same items, and what cannot be told apart."""
+    from distill import candidates
+
+    candidates.compare_folders(systems, baseline=baseline, all_pairs=all_pairs, alpha=alpha, out=out, resamples=10_000)
 
 
 @app.command()
@@ -203,13 +257,15 @@ def _read(recipe: str, overrides: list[str] | None) -> Any:
     return load_recipe(recipe, overrides or ())
 
 
-def _candidate_benchmarks(blimp: Path | None, pairs: int | None) -> Any:
-    """The benchmarks of a candidate: the folder of pairs that was named, else those of the embedded corpus."""
-    from benchmarks.config import BenchmarksConfig, BlimpConfig, MinimalPairsConfig
+def _one_of(option: str, value: str | None, *known: str) -> str | None:
+    """The value, if it is known or not given."""
+    from corpora.errors import RecipeError, suggestion
 
-    if blimp:
-        return BenchmarksConfig(blimp=BlimpConfig(root=str(blimp), pairs=pairs or BlimpConfig.pairs))
-    return BenchmarksConfig(minimal_pairs=MinimalPairsConfig(pairs=pairs or MinimalPairsConfig.pairs))
+    if value is not None and value not in known:
+        raise RecipeError(
+            f"command line: {option}: found {value!r}, expected {' or '.join(known)}{suggestion(value, known)}"
+        )
+    return value
 
 
 def _report(lines: list[str], exit_code: int) -> int:

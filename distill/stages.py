@@ -10,19 +10,11 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
 
-from benchmarks.config import BenchmarksConfig
 from benchmarks.report import print_table, write_report
-from benchmarks.report_data import Report, Row, phenomena_table, scoring_protocol
-from benchmarks.scorer import candidate_from_model
-from benchmarks.stats import bootstrap_macro_mean
-from corpora.batch import Objective
 from corpora.errors import InputRefused, Preempted
 from corpora.prepare import prepare_corpus
 from corpora.storage import locked, new_folder, read_manifest, write_file
-from corpora.tokenizer import read_tokenizer
 from distill.averaging import mean_of_runs
 from distill.config import Recipe
 from distill.controls import choose_single_teachers, describe_equal_flops
@@ -34,10 +26,10 @@ from distill.preemption import stop_flag
 from distill.project import Pool, Project
 from distill.recipe import resolved_yaml
 from distill.run import Run, require_kept, save_run
-from distill.scores import ScoreBoard, contenders, pair_tasks, score_tasks, write_pairs
+from distill.scores import ScoreBoard, contenders, pair_tasks, write_pairs
 from distill.summary import make_report
 from distill.train import train as train_run
-from students.run_folder import WEIGHTS, load_model
+from students.run_folder import WEIGHTS
 from teachers.capture import capture
 
 STREAMS = ("train", "tune", "test")
@@ -81,46 +73,6 @@ def cache(recipe: Recipe) -> None:
 def score(recipe: Recipe) -> None:
     """Score everybody and write the report."""
     run(recipe)
-
-
-def score_candidate(folder: str | Path, config: BenchmarksConfig, out: str | Path | None = None) -> None:
-    """Score one run folder on minimal pairs and print the table; with `out`, write the report there."""
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    if manifest is None or manifest.kind != "run":
-        raise InputRefused(f"{folder}: not a finished run folder; name one of teachers/ or students/ of a run_dir")
-    tasks = pair_tasks(config, seed=1)
-    if not tasks:
-        raise InputRefused("nothing to score on: name a folder of minimal pairs with --blimp DIR")
-    views: list[Objective] = manifest.facts["views"]
-    bootstrap: dict[str, Any] = {"confidence": config.confidence, "resamples": config.resamples, "seed": 1}
-    results, rows = [], []
-    for view in views:
-        candidate = candidate_from_model(folder.name, load_model(folder), view)
-        result = score_tasks(candidate, tasks, read_tokenizer(folder), config)
-        assert result is not None
-        results.append(result)
-        rows.append(
-            Row(
-                name=folder.name,
-                role="student",
-                view=view,
-                parameters=manifest.facts["parameters"],
-                accuracy=result.accuracy,
-                accuracy_interval=bootstrap_macro_mean(result.wins, **bootstrap),
-                ties=result.ties,
-            )
-        )
-    report = Report(
-        title=str(folder),
-        rows=tuple(rows),
-        phenomena=tuple(row for result in results for row in phenomena_table([result], **bootstrap)),
-        protocol=scoring_protocol(*views),
-        confidence=config.confidence,
-    )
-    print_table(report)
-    if out is not None:
-        write_report(Path(out), report)
 
 
 @contextlib.contextmanager

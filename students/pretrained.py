@@ -25,7 +25,7 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from corpora.batch import PADDING_SEGMENT, Objective
-from corpora.errors import Damaged, InputRefused
+from corpora.errors import Damaged, Diverged, InputRefused
 from students.head import Head
 from students.language_model import LanguageModel
 
@@ -223,6 +223,8 @@ def _max_positions(network: PreTrainedModel) -> int:
 def _prove(model: Pretrained, place: str) -> None:
     """Raise InputRefused unless features and head give the network's own logits, and nothing is read that must not be.
 
+    Raises Diverged when the logits are not finite.
+
     The probe has one whole row and a padded one; the padded one must mean what it means alone. Of a causal model no
     output may change with a later token.
     """
@@ -243,6 +245,8 @@ def _prove(model: Pretrained, place: str) -> None:
         later_BT[:, -1] = (later_BT[:, -1] + 1) % len(model.head().weight_VD)
         before_BTD = model.features(later_BT, segments_BT, causal)[:, :-1]
     remedy = "choose another model"
+    if not own_NV.isfinite().all():
+        raise Diverged(f"{place}: logits of {name} are not finite; expected numbers; the candidate is invalid; {remedy}")
     if not _alike(made_NV, own_NV):
         difference = (made_NV - own_NV).abs().max().item() if made_NV.shape == own_NV.shape else float("nan")
         raise InputRefused(

@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from benchmarks.config import BenchmarksConfig, BlimpConfig, MinimalPairsConfig
+from benchmarks.config import EvaluationConfig
 from corpora import errors
 from corpora.errors import CuveeError, Damaged, RecipeError
 from distill.cli import app
 
 HOUSE = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "prepare", "train", "cache", "score", "plan", "verify", "repair", "doctor")
+COMMANDS = ("run", "prepare", "train", "cache", "score", "compare", "plan", "verify", "repair", "doctor")
 
 
 def called(*arguments: str) -> Result:
@@ -47,7 +47,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     fake: Any = ModuleType("distill.stages")
     fake.calls = []
-    for name in ("run", "prepare", "train", "cache", "score", "score_candidate"):
+    for name in ("run", "prepare", "train", "cache", "score"):
         setattr(fake, name, lambda *given, name=name: fake.calls.append((name, *given)))
     monkeypatch.setitem(sys.modules, "distill.stages", fake)
     monkeypatch.setattr(distill, "stages", fake, raising=False)
@@ -76,15 +76,33 @@ def test_commands_hand_the_recipe_to_their_stage(command: str, stages: Any) -> N
     assert name == command and recipe.seed == 5 and recipe.run_dir == "runs/smoke"
 
 
-def test_score_of_a_folder(stages: Any, tmp_path: Path) -> None:
-    assert called("score", str(tmp_path), "--blimp", "B", "--pairs", "7", "--out", "o").exit_code == 0
-    assert called("score", str(tmp_path)).exit_code == 0
-    assert stages.calls == [
-        ("score_candidate", tmp_path, BenchmarksConfig(blimp=BlimpConfig(root="B", pairs=7)), Path("o")),
-        ("score_candidate", tmp_path, BenchmarksConfig(minimal_pairs=MinimalPairsConfig()), None),
+def test_score_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import distill
+
+    fake: Any = ModuleType("distill.candidates")
+    fake.calls = []
+    fake.score_folder = lambda *given, **named: fake.calls.append((*given, named))
+    monkeypatch.setitem(sys.modules, "distill.candidates", fake)
+    monkeypatch.setattr(distill, "candidates", fake, raising=False)
+    options = ["--blimp", "B", "--items", "7", "--out", "o", "--tasks", "ewok_filtered,comps", "--data", "D"]
+    assert called("score", str(tmp_path), *options, "--backend", "mntp", "--precision", "bf16").exit_code == 0
+    assert called("score", str(tmp_path), "--checkpoints").exit_code == 0
+    config = EvaluationConfig(
+        blimp="B",
+        items=7,
+        benchmarks=("ewok_filtered", "comps"),
+        data="D",
+        backend="mntp",
+        precision="bf16",
+    )
+    assert fake.calls == [
+        (tmp_path, config, {"out": Path("o"), "checkpoints": False}),
+        (tmp_path, EvaluationConfig(), {"out": None, "checkpoints": True}),
     ]
     assert called("score", str(tmp_path), "seed=1").exit_code == 2
-    assert called("score", "smoke", "--pairs", "7").exit_code == 2
+    assert called("score", "smoke", "--items", "7").exit_code == 2
+    wrong = called("score", str(tmp_path), "--backend", "casual")
+    assert wrong.exit_code == 2 and "did you mean 'causal'?" in wrong.stderr
 
 
 @pytest.mark.parametrize(
@@ -145,7 +163,7 @@ def test_a_wrong_recipe_ends_with_2_and_a_line_for_each_problem() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["runn", "x"], ["run", "x", "--no-such"], ["score", "x", "--pairs", "0"]]
+    "arguments", [["run"], ["runn", "x"], ["run", "x", "--no-such"], ["score", "x", "--items", "0"]]
 )
 def test_usage_errors_end_with_2(arguments: list[str]) -> None:
     result = called(*arguments)

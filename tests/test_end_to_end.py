@@ -277,12 +277,6 @@ def test_a_missing_corpus_and_a_misspelt_key_have_their_codes(tmp_path: Path) ->
     assert code == 2 and "larning_rate" in lines[0]
 
 
-def test_a_candidate_folder_is_scored(finished: tuple[Path, float], tmp_path: Path) -> None:
-    code, _ = cuvee("score", str(finished[0] / "teachers/elc"), "--pairs", "3", "--out", str(tmp_path / "out"))
-    assert code == 0
-    assert json.loads((tmp_path / "out/report.json").read_text())["rows"][0]["view"] == "masked"
-
-
 def test_the_pairs_of_the_embedded_corpus_are_files_in_blimp_format(finished: tuple[Path, float]) -> None:
     code, _ = cuvee("score", str(finished[0] / "teachers/llama"), "--blimp", str(finished[0] / "pairs-4"))
     assert code == 0

@@ -62,8 +62,10 @@ def read_choices(name: str, folder: Path, *, items: int | None = None, seed: int
             said = _Said(row, path.stem, place)
             uid = said.filled(benchmark.uid) if "{" in benchmark.uid else benchmark.uid
             uid = benchmark.uids.get(uid, uid)
-            categories = said.optional(benchmark.field), said.optional(benchmark.term)
-            of_uid.setdefault(uid, []).append((_choice(benchmark, said, number, place), *categories))
+            choice = _choice(benchmark, said, number, place)
+            if benchmark.without is not None and any(benchmark.without in option.text for option in choice.options):
+                continue
+            of_uid.setdefault(uid, []).append((choice, said.optional(benchmark.field), said.optional(benchmark.term)))
     return [_task(benchmark, uid, lines, items, seed) for uid, lines in sorted(of_uid.items())]
 
 

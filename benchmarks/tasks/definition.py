@@ -34,7 +34,7 @@ class ChoiceBenchmark:
     each: str | None = None  # key of a list of texts, `{option}` in `options`, which are then one
     uids: dict[str, str] = dataclasses.field(default_factory=dict)  # what a UID is called in submissions
     shared_by_line: tuple[Literal["field", "term"], ...] = ()  # said of lines, not of paradigms
-    average_by: Literal["uid", "field"] = "uid"  # field: the mean within each field first
+    without: str | None = None  # items are left out of which an option holds this text
 
 
 @cache

@@ -1,0 +1,203 @@
+"""`cuvee score FOLDER` and `cuvee compare`: one model on every benchmark, and several against each other.
+
+A run folder is known by its manifest. Any other folder is a stranger's: nothing of it is run, and what is read is
+checked first (`benchmarks/strangers`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.choices import ChoiceTask
+from benchmarks.compare import Comparison, compare
+from benchmarks.compare_report import print_comparison, write_comparison
+from benchmarks.config import EvaluationConfig
+from benchmarks.evaluation import Evaluation, evaluate, read_benchmarks
+from benchmarks.evaluation_folder import read_verdicts, write_evaluation
+from benchmarks.evaluation_report import print_evaluation, write_evaluations
+from benchmarks.minimal_pairs import tasks_from_rows
+from benchmarks.protocol import PROTOCOLS, Protocol
+from benchmarks.score_store import ScoreStore
+from benchmarks.scorer import Candidate, candidate_from_model
+from benchmarks.scoring import Alone, Scorer, Team, scoring_identity
+from benchmarks.scoring_tokenizer import ScoringTokenizer, read_scoring_tokenizer
+from benchmarks.strangers.load import load_stranger
+from corpora.batch import Objective
+from corpora.errors import InputRefused, RecipeError, suggestion
+from corpora.storage import digest, file_digest, read_manifest
+from corpora.synthetic_pairs import minimal_pairs
+from distill.distributed import Processes
+from distill.memory import keep_freed_memory
+from students.buildable import Buildable
+from students.language_model import LanguageModel
+from students.pretrained import Pretrained
+from students.run_folder import load_model, weight_files
+
+EMBEDDED = "embedded"  # the embedded corpus's own pairs, where nothing else is named
+EMBEDDED_PAIRS = 100  # of each phenomenon
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A folder that is scored; what is in it is read when it is asked for."""
+
+    folder: Path
+    name: str
+
+    @cached_property
+    def _loaded(self) -> tuple[LanguageModel, ScoringTokenizer]:
+        if read_manifest(self.folder) is not None:
+            return load_model(self.folder), read_scoring_tokenizer(self.folder)
+        return load_stranger(self.folder)
+
+    @property
+    def model(self) -> LanguageModel:
+        """The weights, on the CPU in evaluation mode."""
+        return self._loaded[0]
+
+    @property
+    def tokenizer(self) -> ScoringTokenizer:
+        """The tokenizer that belongs to it."""
+        return self._loaded[1]
+
+    @cached_property
+    def weights(self) -> str:
+        """Digest of the weights."""
+        return digest("".join(map(file_digest, weight_files(self.folder))).encode())
+
+    @cached_property
+    def views(self) -> list[Objective]:
+        """What it was trained to predict."""
+        manifest = read_manifest(self.folder)
+        if manifest is not None:
+            return list(manifest.facts["views"])
+        if isinstance(self.model, Pretrained):
+            return [self.model.objective]
+        assert isinstance(self.model, Buildable)
+        return ["causal" if self.model.causal_head else "masked"]
+
+
+def score_folder(
+    folder: Path, config: EvaluationConfig, *, out: Path | None = None, checkpoints: bool = False
+) -> list[Evaluation]:
+    """Score a candidate in every mode that it was trained in, or in the one that is asked for; print the tables.
+
+    With `out`, reports and verdicts are kept there, and scores one by one: a second call scores what is missing.
+    `checkpoints`: first those that the run kept by words, each loaded once. Several processes share the work, and need
+    `out` for it. Raises InputRefused, RecipeError, Damaged, Diverged.
+    """
+    keep_freed_memory()
+    team: Team = Processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    if team.world_size > 1 and out is None:
+        raise RecipeError("--out: not given, but several processes meet in it; name a folder")
+    tasks = _tasks(config)
+    announce: Callable[[str], None] = print if team.rank == 0 else lambda line: None
+    evaluations = []
+    for subject in _subjects(folder, checkpoints):
+        for backend in _backends(subject, config):
+            scorer, identity = _scorer(subject, backend, config, out, team)
+            evaluation = evaluate(scorer, tasks, config, backend=backend, announce=announce)
+            evaluations.append(evaluation)
+            if team.rank == 0:
+                print_evaluation(evaluation)
+                if out is not None:
+                    announce(f"score: written to {write_evaluation(out, evaluation, identity)}")
+        subject.__dict__.pop("_loaded", None)  # one model at a time
+    if out is not None and checkpoints and team.rank == 0:
+        write_evaluations(out, evaluations)
+    return evaluations
+
+
+def compare_folders(
+    systems: Sequence[str], *, baseline: str | None, all_pairs: bool, alpha: float, out: Path | None, resamples: int
+) -> Comparison:
+    """Compare systems by their verdicts; each is NAME=FOLDER[,FOLDER ...] or FOLDER[,FOLDER ...], a folder a seed."""
+    verdicts = []
+    for given in systems:
+        name, _, listed = given.rpartition("=")
+        folders = [Path(folder) for folder in listed.split(",") if folder]
+        verdicts.append(read_verdicts(name or folders[0].name, folders))
+    comparison = compare(
+        verdicts, baseline=baseline, all_pairs=all_pairs, alpha=alpha, resamples=resamples, confidence=1 - alpha, seed=1
+    )
+    print_comparison(comparison)
+    if out is not None:
+        write_comparison(out, comparison)
+    return comparison
+
+
+def _tasks(config: EvaluationConfig) -> Mapping[str, Sequence[ChoiceTask]]:
+    """What is asked for; the embedded corpus's pairs where nothing is."""
+    if config.data is None and config.pairs is None and config.blimp is None:
+        if config.benchmarks:
+            raise RecipeError(f"--tasks {','.join(config.benchmarks)}: found no data; name its folder with --data")
+        return {EMBEDDED: tasks_from_rows(minimal_pairs(config.items or EMBEDDED_PAIRS, config.seed))}
+    tasks = read_benchmarks(config)
+    if not tasks and not config.benchmarks:
+        raise InputRefused(f"{config.data}: holds no benchmark; expected the challenge's folder of data; check --data")
+    return tasks
+
+
+def _subjects(folder: Path, checkpoints: bool) -> Iterator[Subject]:
+    if not folder.is_dir():
+        raise InputRefused(f"{folder}: no such folder; expected a run folder or a Hugging Face folder; check its name")
+    if checkpoints:
+        kept = [path for path in (folder / "snapshots").glob("chck_*") if read_manifest(path) is not None]
+        if not kept:
+            raise InputRefused(
+                f"{folder}: keeps no checkpoints by words; expected snapshots/chck_1M and so on; train it with "
+                "train.word_snapshots"
+            )
+        words = {path: manifest.facts["words"] for path in kept if (manifest := read_manifest(path)) is not None}
+        for path in sorted(kept, key=words.__getitem__):
+            yield Subject(path, f"{folder.name}:{path.name}")
+    yield Subject(folder, folder.name)
+
+
+def _backends(subject: Subject, config: EvaluationConfig) -> list[str]:
+    return [config.backend] if config.backend is not None else list(subject.views)
+
+
+def _scorer(
+    subject: Subject, backend: str, config: EvaluationConfig, out: Path | None, team: Team
+) -> tuple[Scorer, dict[str, Any]]:
+    """The scorer of one mode, and what its scores depend on."""
+    protocol = _protocol(config)
+    identity = scoring_identity(
+        subject.weights, subject.tokenizer, protocol, backend=backend, precision=config.precision
+    )
+    store = ScoreStore(out / "answers", identity) if out is not None else None
+    parts = _parts(subject, backend, config)
+    return Scorer(subject.name, parts, subject.tokenizer, protocol, config.max_tokens, store, team), identity
+
+
+def _parts(subject: Subject, backend: str, config: EvaluationConfig) -> tuple[Candidate, ...]:
+    model, name = subject.model, subject.name
+    if isinstance(model, Pretrained) and backend not in (
+        model.objective,
+        "mntp" if model.objective == "masked" else "",
+    ):
+        raise RecipeError(
+            f"--backend {backend}: {subject.folder} is a {model.objective} model; leave it out, or choose another"
+        )
+    parts: dict[str, tuple[Candidate, ...]] = {
+        "causal": (candidate_from_model(name, model, "causal"),),
+        "masked": (candidate_from_model(name, model, "masked"),),
+        "mntp": (candidate_from_model(name, model, "masked", shift=1),),
+    }
+    return parts["causal"] + parts["mntp"] if backend == "hybrid" else parts[backend]
+
+
+def _protocol(config: EvaluationConfig) -> Protocol:
+    if config.protocol not in PROTOCOLS:
+        raise RecipeError(
+            f"--protocol {config.protocol}: expected one of {', '.join(PROTOCOLS)}"
+            f"{suggestion(config.protocol, PROTOCOLS)}"
+        )
+    protocol = PROTOCOLS[config.protocol]
+    return protocol if config.pll is None else replace(protocol, pll=config.pll)
