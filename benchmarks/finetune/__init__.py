@@ -1,0 +1,1 @@
+"""Fine-tuning a candidate as a classifier: (Super)GLUE and MSGS."""
