@@ -47,6 +47,10 @@ class ScoringTokenizer:
         """Digest of the whole tokenizer."""
         return digest(self._tokenizer.to_str().encode())
 
+    def to_json(self) -> str:
+        """The `tokenizer.json` of the Hugging Face formats."""
+        return self._tokenizer.to_str()
+
     def encode(self, texts: Sequence[str]) -> list[Encoding]:
         """Encodings of texts, without special tokens."""
         return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)

@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import torch
 
 from benchmarks.choices import ChoiceTask
 from benchmarks.compare import Comparison, compare
@@ -20,6 +22,10 @@ from benchmarks.config import EvaluationConfig
 from benchmarks.evaluation import Evaluation, evaluate, read_benchmarks
 from benchmarks.evaluation_folder import read_verdicts, write_evaluation
 from benchmarks.evaluation_report import print_evaluation, write_evaluations
+from benchmarks.finetune.config import PRESETS, LoraConfig
+from benchmarks.finetune.results import TaskResult
+from benchmarks.finetune.run import finetune
+from benchmarks.finetune.subject import Subject as FinetunedSubject
 from benchmarks.minimal_pairs import tasks_from_rows
 from benchmarks.protocol import PROTOCOLS, Protocol
 from benchmarks.score_store import ScoreStore
@@ -27,6 +33,7 @@ from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.scoring import Alone, Scorer, Team, scoring_identity
 from benchmarks.scoring_tokenizer import ScoringTokenizer, read_scoring_tokenizer
 from benchmarks.strangers.load import load_stranger
+from benchmarks.tasks.choice_files import LAYOUTS
 from corpora.batch import Objective
 from corpora.errors import InputRefused, RecipeError, suggestion
 from corpora.storage import digest, file_digest, read_manifest
@@ -129,6 +136,59 @@ def compare_folders(
     if out is not None:
         write_comparison(out, comparison)
     return comparison
+
+
+def finetune_folder(
+    folder: Path,
+    data: Path,
+    *,
+    out: Path,
+    preset: str,
+    tasks: Sequence[str],
+    seeds: Sequence[int],
+    objective: Objective | None,
+    lora: bool,
+    precision: Literal["fp32", "bf16"],
+    official: bool,
+) -> list[TaskResult]:
+    """Fine-tune a candidate on (Super)GLUE or MSGS tasks, and print each task's median over the seeds.
+
+    Runs that are there are found again. `lora`: adapters of rank 8 instead of all weights. `official`: files with
+    other numbers of rows than the challenge's are refused. Raises RecipeError, InputRefused, Damaged, Diverged.
+    """
+    keep_freed_memory()
+    if preset not in PRESETS:
+        raise RecipeError(f"--preset {preset}: expected one of {', '.join(PRESETS)}{suggestion(preset, PRESETS)}")
+    config = replace(PRESETS[preset], precision=precision)
+    if lora and config.lora is None:
+        config = replace(config, lora=LoraConfig())
+    subject = Subject(folder, folder.name)
+    if objective is None and len(subject.views) > 1:
+        raise RecipeError(f"--objective: {folder} was trained on both; choose causal or masked")
+    candidate = FinetunedSubject(
+        name=subject.name,
+        model=subject.model,
+        objective=objective or subject.views[0],
+        tokenizer_json=subject.tokenizer.to_json(),
+        begin_id=subject.tokenizer.begin_id,
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return finetune(
+        candidate,
+        _glue_folder(data),
+        config=config,
+        folder=out / f"{subject.name}-{config.name}",
+        tasks=tasks,
+        seeds=seeds,
+        device=device,
+        official=official,
+    )
+
+
+def _glue_folder(data: Path) -> Path:
+    """The folder that holds the tasks' own, at or below the one that is named."""
+    places = [data / layout for layout in LAYOUTS]
+    return next((place for place in places if any(place.glob("*glue*")) or any(place.glob("*msgs*"))), data)
 
 
 def _tasks(config: EvaluationConfig) -> Mapping[str, Sequence[ChoiceTask]]:

@@ -18,6 +18,7 @@ from distill.doctor import facts, misplaced_rooms, version
 
 REFUSED = 3  # InputRefused.exit_code, for when `corpora` is someone else's
 PREEMPTED = 75  # Preempted.exit_code
+FLOATS = ("fp32", "bf16")
 
 
 class _Reporting(TyperGroup):
@@ -161,7 +162,7 @@ def score(
         "protocol": protocol,
         "pll": _one_of("--pll", pll, "original", "within_word_l2r"),
         "backend": _one_of("--backend", backend, "causal", "masked", "mntp", "hybrid"),
-        "precision": _one_of("--precision", precision, "fp32", "bf16"),
+        "precision": _one_of("--precision", precision, *FLOATS),
         "canaries": canaries,
     }
     from benchmarks.config import EvaluationConfig
@@ -198,6 +199,51 @@ def compare(
     from distill import candidates
 
     candidates.compare_folders(systems, baseline=baseline, all_pairs=all_pairs, alpha=alpha, out=out, resamples=10_000)
+
+
+@app.command()
+def finetune(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run folder, or a Hugging Face folder.")],
+    data: Annotated[Path, typer.Option(help="The challenge's folder of data, or the one with the tasks.")],
+    out: Annotated[Path, typer.Option(help="Where results and predictions are kept and found again.")],
+    tasks: Annotated[str, typer.Option(help="Such as boolq,rte; left out: all of the year's.")] = "",
+    preset: Annotated[str, typer.Option(help="cuvee, babylm2025, babylm2024, babylm2024_lora, babylm2023")] = "cuvee",
+    seeds: Annotated[str, typer.Option(help="Such as 1,2,3; left out: the preset's.")] = "",
+    objective: Annotated[str | None, typer.Option(help="causal or masked, of a model that does both.")] = None,
+    lora: Annotated[bool, typer.Option("--lora", help="Low-rank adapters instead of all weights.")] = False,
+    precision: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",
+    official: Annotated[
+        bool, typer.Option("--official", help="Refuse files of other lengths than the year's.")
+    ] = False,
+) -> None:
+    """Fine-tune one model on (Super)GLUE or MSGS tasks, for each seed, and tell the medians.
+
+    The checkpoint is chosen on rows carved out of the training set; the years'
+    presets choose it on the rows that they report, and say so.
+    """
+    from corpora.errors import RecipeError
+
+    numbers = [seed for seed in seeds.split(",") if seed]
+    if wrong := [seed for seed in numbers if not seed.isdecimal()]:
+        raise RecipeError(f"command line: --seeds: found {wrong[0]!r}, expected whole numbers with commas between")
+    reads, arithmetic = (
+        _one_of("--objective", objective, "causal", "masked"),
+        _one_of("--precision", precision, *FLOATS),
+    )
+    from distill import candidates
+
+    candidates.finetune_folder(
+        folder,
+        data,
+        out=out,
+        preset=preset,
+        tasks=[name for name in tasks.split(",") if name],
+        seeds=[int(seed) for seed in numbers],
+        objective=reads,  # type: ignore[arg-type]
+        lora=lora,
+        precision=arithmetic,  # type: ignore[arg-type]
+        official=official,
+    )
 
 
 @app.command()

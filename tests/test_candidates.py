@@ -207,3 +207,21 @@ def test_own_pairs_with_names_of_columns(run_dir: Path, tmp_path: Path) -> None:
     assert scores(tmp_path / "out", "llama-causal-cuvee")["mine", "accuracy"]["items"] == len(WORDS)
     code, lines = cuvee(*base, "--good", "yes", "--bad", "nope")
     assert code == 3 and "no column 'nope'; expected one of yes, no, kind" in lines[0]
+
+
+def test_a_candidate_is_fine_tuned_and_found_again(run_dir: Path, tmp_path: Path) -> None:
+    glue = tmp_path / "evaluation_data" / "full_eval" / "glue_filtered"
+    for split, number in (("train", 40), ("valid", 16)):
+        rows = [{"sentence1": f"the {w}", "sentence2": "it is", "label": n % 2} for n, w in enumerate(WORDS * 5)]
+        write(glue / f"rte.{split}.jsonl", *rows[:number])
+    options = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--tasks", "rte", "--seeds", "1,2"]
+    for model in ("llama", "elc"):
+        assert cuvee("finetune", str(run_dir / "teachers" / model), *options)[0] == 0
+        found = list((tmp_path / "out" / f"{model}-cuvee" / "rte").glob("seed_*/predictions.json"))
+        assert len(found) == 2
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    assert cuvee("finetune", str(run_dir / "teachers" / "elc"), *options)[0] == 0
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    code, lines = cuvee("finetune", str(run_dir / "teachers" / "elc"), *options, "--preset", "babylm2052")
+    assert code == 2 and "expected one of cuvee, babylm2023" in lines[0]
+    assert cuvee("finetune", str(run_dir / "teachers" / "elc"), *options, "--seeds", "one")[0] == 2
