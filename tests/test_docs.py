@@ -5,9 +5,16 @@ from __future__ import annotations
 import doctest
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from benchmarks.config import Backend
+from benchmarks.evaluation import READING
+from benchmarks.finetune.config import PRESETS
+from benchmarks.protocol import PROTOCOLS
+from benchmarks.tasks.definition import choice_benchmarks
+from benchmarks.wug import FILES as WUG_FILES
 from distill.config import TermConfig
 from distill.losses import DIVERGENCES, FEATURE_LOSSES
 from teachers.codecs import CODECS
@@ -68,3 +75,9 @@ def test_codecs_have_the_bytes_and_serve_the_pools_that_are_said() -> None:
 def test_a_link_leads_somewhere(document: str) -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / document).read_text()):
         assert (DOCS / link).exists(), link
+
+
+def test_every_benchmark_and_protocol_is_described() -> None:
+    text = (DOCS / "benchmarks.md").read_text()
+    named = [*choice_benchmarks(), *WUG_FILES, READING, *PROTOCOLS, *PRESETS, *get_args(Backend)]
+    assert not [name for name in named if f"`{name}`" not in text]
