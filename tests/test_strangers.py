@@ -1,0 +1,456 @@
+"""A stranger's folder is taken whole or refused in one line, and none of its code runs."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hostile
+import pytest
+import test_pretrained
+import tiny
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
+
+from benchmarks.scoring_tokenizer import own_tokenizer
+from benchmarks.strangers.config_check import checked_description
+from benchmarks.strangers.families import COMMON, FAMILIES
+from benchmarks.strangers.load import load_stranger
+from benchmarks.strangers.safetensors_check import checked_names
+from benchmarks.strangers.strict_json import parse_json_object
+from benchmarks.strangers.tokenizer_check import built_tokenizer, rebuilt
+from corpora.config import TokenizerConfig
+from corpora.errors import Damaged, InputRefused
+from corpora.storage import FolderWriter, new_folder
+from corpora.token_ids import TokenIds
+from corpora.tokenizer import TextTokenizer, train_bpe, write_tokenizer
+from students.pretrained import Pretrained
+from students.registry import ARCHITECTURES, build_model
+from students.run_folder import save_model
+
+SMALL, ROWS = test_pretrained.SMALL, test_pretrained.ROWS
+ONE_LINE = re.compile(r"[^\n\x1b]+: [^\n\x1b]+; expected [^\n\x1b]+; [^\n\x1b]+")
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": test_pretrained.CAUSAL["gpt2"],
+    "gptj": ("GPTJ", {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64, "rotary_dim": 4}),
+    "gpt_neox": test_pretrained.CAUSAL["gpt_neox"],
+    "llama": ("Llama", {**SMALL, **ROWS}),
+    "llama-biased": test_pretrained.CAUSAL["llama"],
+    "opt": ("OPT", {key: value for key, value in test_pretrained.CAUSAL["opt"][1].items() if key[:5] != "inter"}),
+    "bert": test_pretrained.MASKED["bert"],
+    "roberta": test_pretrained.MASKED["roberta"],
+    "distilbert": test_pretrained.MASKED["distilbert"],
+    "albert": test_pretrained.MASKED["albert"],
+    "electra": ("Electra", {**SMALL, **ROWS, "embedding_size": 8}),
+    "deberta-v2": (
+        "DebertaV2",
+        {
+            **SMALL,
+            **ROWS,
+            "relative_attention": True,
+            "position_buckets": 8,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+        },
+    ),
+}
+CAUSAL = {kind for kind in KINDS if FAMILIES[kind.partition("-biased")[0]].objective == "causal"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return train_bpe(["the cat sees the dog and 12 geese."] * 5, TokenizerConfig(vocab_size=300))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) -> dict[str, Path]:
+    """A folder of each family, as transformers saves it; nobody changes them."""
+    made = {}
+    with pytest.MonkeyPatch.context() as patch:
+        for kind, (name, sizes) in KINDS.items():
+            patch.setitem(test_pretrained.CAUSAL if kind in CAUSAL else test_pretrained.MASKED, kind, (name, sizes))
+            made[kind] = tmp_path_factory.mktemp(kind)
+            test_pretrained.network(kind, tokenizer.vocab_size).save_pretrained(made[kind])
+            write_tokenizer(FolderWriter(made[kind]), tokenizer)
+    return made
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: TextTokenizer) -> Path:
+    """A run of ours, whose architecture comes with modelling files."""
+    folder = tmp_path_factory.mktemp("run")
+    config = tiny.model_config("elc_bert")
+    with new_folder(folder, kind="run", fingerprint={}) as writer:
+        save_model(writer, build_model(config, vocab_size=tokenizer.vocab_size, token_ids=TokenIds(), seed=1))
+        write_tokenizer(writer, tokenizer)
+    (folder / "checkpoints").mkdir()
+    return folder
+
+
+def copied(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    return to
+
+
+def ids_of(rows: int = 2) -> torch.Tensor:
+    return torch.randint(4, 280, (rows, 12), generator=torch.Generator().manual_seed(3))
+
+
+@torch.no_grad()
+def logits_of(folder: Path, *, causal: bool) -> torch.Tensor:
+    loaded, _ = load_stranger(folder)
+    return loaded.head().logits(loaded.features(ids_of(), torch.zeros_like(ids_of()), causal))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_good_folder_means_what_transformers_makes_of_it(
+    folders: dict[str, Path], tokenizer: TextTokenizer, kind: str
+) -> None:
+    folder = folders[kind]
+    loader = AutoModelForCausalLM if kind in CAUSAL else AutoModelForMaskedLM
+    with torch.no_grad():
+        own = loader.from_pretrained(folder).eval()(ids_of()).logits
+    torch.testing.assert_close(logits_of(folder, causal=kind in CAUSAL), own, atol=1e-5, rtol=0)
+    model, loaded = load_stranger(folder)
+    assert isinstance(model, ARCHITECTURES[kind] if kind in ARCHITECTURES else Pretrained) and not model.training
+    sentence = "the cat sees 3 dogs"
+    assert loaded.encode([sentence])[0].ids == tokenizer.encode(sentence)
+    assert loaded.mask_id == TokenIds().mask
+
+
+def test_a_run_of_ours_is_taken_with_its_modelling_files(run_folder: Path) -> None:
+    assert (run_folder / "modeling_elc_bert.py").exists()
+    network = ARCHITECTURES["elc_bert"].network_class.from_pretrained(run_folder).eval()
+    with torch.no_grad():
+        own = network(ids_of()).logits
+    torch.testing.assert_close(logits_of(run_folder, causal=False), own, atol=1e-5, rtol=0)
+
+
+def test_a_run_of_ours_whose_weights_have_changed_is_damaged(run_folder: Path, tmp_path: Path) -> None:
+    folder = copied(run_folder, tmp_path / "run")
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(Damaged, match=r"model.safetensors: found .* the manifest expects .*; copy the run again"):
+        load_stranger(folder)
+
+
+def test_halves_are_widened(folders: dict[str, Path], tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    network = AutoModelForMaskedLM.from_pretrained(folders["bert"]).bfloat16().eval()
+    network.save_pretrained(tmp_path)
+    write_tokenizer(FolderWriter(tmp_path), tokenizer)
+    with torch.no_grad():
+        own = network.float()(ids_of()).logits
+    torch.testing.assert_close(logits_of(tmp_path, causal=False), own, atol=1e-5, rtol=0)
+
+
+def test_buffers_of_older_versions_and_a_second_name_are_known(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(folders["gpt2"], tmp_path / "old")
+
+    def with_buffer(told: dict[str, Any]) -> None:
+        begin = hostile.behind(told)[0]
+        told["transformer.h.0.attn.bias"] = {"dtype": "U8", "shape": [1, 64], "data_offsets": [begin, begin + 64]}
+
+    hostile.header(with_buffer, data=lambda data: data + bytes(64))(folder)
+    assert torch.equal(logits_of(folder, causal=True), logits_of(folders["gpt2"], causal=True))
+    told, data = hostile.split((folder / "model.safetensors").read_bytes())
+    begin, end = hostile.first(told)["data_offsets"]
+    told["lm_head.weight"] = hostile.first(told) | {"data_offsets": hostile.behind(told)}
+    stored = hostile.joined(json.dumps(told).encode(), data + data[begin:end])
+    (folder / "model.safetensors").write_bytes(stored)
+    assert torch.equal(logits_of(folder, causal=True), logits_of(folders["gpt2"], causal=True))
+
+
+def test_loading_draws_nothing_from_the_global_generator(folders: dict[str, Path]) -> None:
+    state = torch.get_rng_state()
+    for kind in ("gpt2", "llama"):
+        load_stranger(folders[kind])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# loads every folder that is named, and prints what came of it and what Python was asked to do meanwhile
+CHILD = """
+import json, os, sys
+from pathlib import Path
+from benchmarks.strangers.load import load_stranger
+from corpora.errors import InputRefused
+
+root, good = Path(sys.argv[1]), Path(sys.argv[2])
+load_stranger(good)  # whatever is imported late has been imported,
+"".encode("raw_unicode_escape")  # and what lists the opcodes of pickles
+events, watching = [], False
+RUNS = ("exec", "compile", "import", "pickle.find_class", "marshal.loads", "ctypes.", "socket.", "subprocess.",
+        "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
+        "os.remove", "os.rename", "os.mkdir", "shutil.")
+
+def hook(event, arguments):
+    if watching and (event.startswith(RUNS) or event == "open" and writes(*arguments)):
+        events.append(f"{event} {arguments!r}"[:200])
+
+def writes(path, mode, flags):
+    return bool(set(mode or "") & set("wax+")) or bool((flags or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+
+sys.addaudithook(hook)
+outcomes = {}
+for folder in sorted(root.iterdir()):
+    events, watching = [], True
+    try:
+        load_stranger(folder)
+        outcome = ["loaded", ""]
+    except InputRefused as refusal:
+        outcome = ["refused", str(refusal)]
+    except BaseException as error:
+        outcome = [type(error).__name__, str(error)]
+    watching = False
+    outcomes[folder.name] = [*outcome, events]
+events, watching = [], True
+open(os.devnull, "w").close()  # the hook does see
+assert events
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture(scope="module")
+def outcomes(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = tmp_path_factory.mktemp("hostile")
+    for name, (make, _) in hostile.HOSTILE.items():
+        make(copied(folders["gpt2"], root / name))
+    command = [sys.executable, "-c", CHILD, str(root), str(folders["gpt2"])]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    assert not list(root.rglob(hostile.SENTINEL))
+    return json.loads(finished.stdout)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_the_payloads_would_have_run(tmp_path: Path, zipped: bool) -> None:
+    (tmp_path / "folder").mkdir()
+    hostile.torch_saved("weights.bin", zipped=zipped)(tmp_path / "folder")
+    torch.load(tmp_path / "folder" / "weights.bin", weights_only=False)
+    assert (tmp_path / hostile.SENTINEL).exists()
+
+
+@pytest.mark.parametrize("name", hostile.HOSTILE)
+def test_hostile_folders_are_refused_and_nothing_runs(outcomes: dict[str, Any], name: str) -> None:
+    outcome, message, events = outcomes[name]
+    assert outcome == "refused", message
+    assert ONE_LINE.fullmatch(message) and message.isascii(), message
+    assert hostile.HOSTILE[name][1] in message, message
+    assert len(message) < 1200 and not events
+
+
+SNIPPETS = (b"NaN", b"null", b"true", b"-1", b"0", b"1e999", b"9" * 5000, b"[", b"]", b"{", b"}", b'"', b"\\", b"\xff")
+SNIPPETS += (
+    b"\0",
+    b"[" * 9,
+    b'"a":1,',
+    b'"\\ud800"',
+    b"[]",
+    b"{}",
+    b'""',
+    b"18446744073709551615",
+    b"2",
+    b"1",
+    b"{" * 9,
+)
+
+
+def mutated(data: bytes, draw: random.Random) -> bytes:
+    changed = bytearray(data)
+    for _ in range(draw.randint(1, 3)):
+        start = draw.randrange(len(changed) + 1)
+        end = min(len(changed), start + draw.randint(0, 10))
+        kind = draw.randrange(5)
+        if kind == 0:
+            del changed[start:end]
+        elif kind == 1:
+            changed[start:start] = draw.choice(SNIPPETS)
+        elif kind == 2:
+            changed[start:start] = changed[start:end]
+        elif kind == 3 and start < len(changed):
+            changed[start] ^= 1 << draw.randrange(8)
+        else:
+            changed[start:end] = draw.choice(SNIPPETS)
+    return bytes(changed)
+
+
+def taken(attempt: Callable[[], object]) -> bool:
+    """Whether an attempt was successful; one that is refused must be so in one line."""
+    try:
+        attempt()
+    except InputRefused as refusal:
+        assert re.fullmatch(r"[^\n\x1b]+: [^\n\x1b]+; [^\n\x1b]+", str(refusal)), str(refusal)
+        return False
+    return True
+
+
+def test_4000_mutated_headers_are_refused_or_mean_the_same(folders: dict[str, Path]) -> None:
+    draw = random.Random(5)
+    stored = (folders["bert"] / "model.safetensors").read_bytes()
+    told, data = hostile.split(stored)
+    shapes = {name: tuple(entry["shape"]) for name, entry in told.items() if name != "__metadata__"}
+    length = len(stored) - len(data)
+    read = 0
+    for number in range(4000):
+        if number % 2:
+            changed = hostile.joined(mutated(stored[8:length], draw), data)
+        else:
+            changed = mutated(stored[:length], draw) + data[: draw.choice((None, None, -1, 0))]
+
+        def attempt(changed: bytes = changed) -> None:
+            names = checked_names(io.BytesIO(changed), len(changed), "p", expected=shapes, second_names={})
+            assert names == set(shapes)
+
+        read += taken(attempt)
+    assert 10 < read < 400
+
+
+VALUES: tuple[Any, ...] = (None, True, False, 0, 1, 2, 3, 4, 7, 16, 17, 256, 100_000, -1, 1 << 64, 0.5, 1e-300, 1e9)
+VALUES += ("gelu", "x", "default", [], {}, ["p2c"], {"rope_type": "default", "rope_theta": 3.0}, {"rope_type": "x"})
+
+
+def test_1000_changed_configurations_are_refused_or_loaded(folders: dict[str, Path], tmp_path: Path) -> None:
+    draw = random.Random(9)
+    bases = {kind: hostile.json_of(folder / "config.json") for kind, folder in folders.items()}
+    loaded = 0
+    for number in range(1000):
+        kind = draw.choice(list(folders))
+        keys = [*COMMON, *FAMILIES[kind.partition("-biased")[0]].keys, "model_type", "architectures", "unknown"]
+        config = bases[kind] | {draw.choice(keys): draw.choice(VALUES) for _ in range(draw.randint(1, 2))}
+        if not taken(lambda config=config: checked_description(config, "p")):
+            continue
+        folder = tmp_path / str(number)
+        shutil.copytree(folders[kind], folder, copy_function=lambda source, to: Path(to).hardlink_to(source))
+        (folder / "config.json").unlink()
+        hostile.write_config(folder, config)
+        loaded += taken(lambda folder=folder: load_stranger(folder))
+    assert 20 < loaded < 300
+
+
+def test_4000_mutated_json_files_are_refused_or_objects(folders: dict[str, Path]) -> None:
+    draw = random.Random(13)
+    data = (folders["bert"] / "config.json").read_bytes()
+
+    def attempt(changed: bytes) -> None:
+        value = parse_json_object(changed, "p", max_depth=4, remedy="r")
+        json.dumps(value, allow_nan=False).encode("ascii")
+        taken(lambda: checked_description(value, "p"))
+
+    changes = [mutated(data, draw) for _ in range(4000)]
+    read = sum(taken(lambda changed=changed: attempt(changed)) for changed in changes)
+    assert 100 < read < 2500
+
+
+def tokenizers() -> list[dict[str, Any]]:
+    """One of each model, with parts of every kind."""
+    special = ["[UNK]", "[CLS]", "[SEP]", "[MASK]", "[PAD]"]
+    letters = [*map(chr, range(33, 127)), "\u2581"]
+    vocab = {token: number for number, token in enumerate([*special, *letters])}
+    pieces = vocab | {f"##{letter}": len(vocab) + number for number, letter in enumerate(letters)}
+    template = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    cut = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.Punctuation(), pre_tokenizers.Digits()])
+    bert_ends = processors.BertProcessing(("[SEP]", 2), ("[CLS]", 1))
+    roberta_ends = processors.RobertaProcessing(("[SEP]", 2), ("[CLS]", 1))
+    unigram = models.Unigram([(token, -float(number)) for token, number in vocab.items()], 0, False)
+    bpe = models.BPE(vocab | {"th": len(vocab)}, [("t", "h")], unk_token="[UNK]")
+    parts: list[tuple[Any, Any, Any, Any]] = [
+        (
+            models.WordPiece(pieces, unk_token="[UNK]"),
+            normalizers.BertNormalizer(),
+            pre_tokenizers.BertPreTokenizer(),
+            template,
+        ),
+        (unigram, normalizers.Sequence([spaces, normalizers.NFKC()]), pre_tokenizers.Metaspace(), template),
+        (models.WordLevel(vocab, unk_token="[UNK]"), normalizers.Lowercase(), cut, bert_ends),
+        (bpe, normalizers.Prepend("\u2581"), pre_tokenizers.Split(" ", "isolated"), roberta_ends),
+    ]
+    found = []
+    for model, normalizer, pre_tokenizer, post_processor in parts:
+        built = Tokenizer(model)
+        built.normalizer, built.pre_tokenizer, built.post_processor = normalizer, pre_tokenizer, post_processor
+        built.add_special_tokens(special)
+        found.append(json.loads(built.to_str()))
+    return found
+
+
+PARTS: tuple[Any, ...] = (
+    None,
+    True,
+    0,
+    1,
+    -1,
+    5,
+    1 << 40,
+    0.5,
+    "",
+    "a",
+    "[UNK]",
+    "\u2581",
+    "Isolated",
+    "NFD",
+    "Replace",
+)
+PARTS += (
+    [],
+    {},
+    ["a", 1],
+    [["a", 1]],
+    {"type": "Lowercase"},
+    {"type": "ByteLevel"},
+    {"String": "a"},
+    {"Regex": "(a+)+$"},
+)
+
+
+def places_in(value: Any, depth: int = 0) -> list[tuple[Any, Any]]:
+    """Containers with a key each, the first few of every container."""
+    children = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    found = [(value, key) for key in list(children)[:24]]
+    return found + [place for container, key in found for place in places_in(container[key], depth + 1)]
+
+
+def test_1500_changed_tokenizers_are_refused_or_read_sentences() -> None:
+    draw = random.Random(17)
+    whole = [json.dumps(told) for told in tokenizers()]
+
+    def attempt(told: dict[str, Any]) -> None:
+        built = built_tokenizer(rebuilt(told, "p", vocab_size=400), {}, "p", vocab_size=400)
+        for encoding in built.encode(
+            ["The cats  sleep 123\n\u00a0x", "a" * 3000, " " * 500, "\U0001f600\u0301" * 50, ""]
+        ):
+            assert all(number < 400 for number in encoding.ids)
+
+    for told in whole:
+        attempt(json.loads(told))
+    read = 0
+    for _ in range(1500):
+        told = json.loads(draw.choice(whole))
+        for _ in range(draw.randint(1, 2)):
+            container, key = draw.choice(places_in(told))
+            if draw.random() < 0.3:
+                del container[key]
+            else:
+                container[key] = draw.choice(PARTS)
+        read += taken(lambda told=told: attempt(told))
+    assert 100 < read < 800
+
+
+def test_a_tokenizer_keeps_its_meaning(tokenizer: TextTokenizer) -> None:
+    told = rebuilt(json.loads(tokenizer.to_json()), "p", vocab_size=tokenizer.vocab_size)
+    built = built_tokenizer(told, {}, "p", vocab_size=tokenizer.vocab_size)
+    sentences = ["The cat sees 12 geese.", " twice  spaced ", "<mask> is text", "\u00fc\U0001f600"]
+    own = own_tokenizer(tokenizer.to_json())
+    assert [e.ids for e in built.encode(sentences)] == [e.ids for e in own.encode(sentences)]
