@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 
 from benchmarks.canaries import Canary, canaries
-from benchmarks.choices import ChoiceResults, ChoiceTask, score_choices
+from benchmarks.choices import Answering, ChoiceResults, ChoiceTask, score_choices
 from benchmarks.config import EvaluationConfig
 from benchmarks.minimal_pairs import blimp_tasks
+from benchmarks.protocol import Protocol
 from benchmarks.reading import ReadingResult, read_reading_items, reading_requests, reading_result
-from benchmarks.scoring import Scorer
 from benchmarks.stats import Interval, bootstrap_hierarchical_mean, bootstrap_macro_mean
 from benchmarks.tasks.choice_files import LAYOUTS, benchmark_folder, read_choices
 from benchmarks.tasks.definition import choice_benchmarks
@@ -85,8 +86,26 @@ def read_benchmarks(config: EvaluationConfig) -> dict[str, list[ChoiceTask]]:
     return found
 
 
+def benchmark_file(name: str, data: Path, *, fast: bool = False) -> Path:
+    """Where a benchmark that is no choice lies below the folder that the user names; raises InputRefused if nowhere."""
+    file = {**WUG_FILES, READING: READING_FILE}[name]
+    for layout in reversed(LAYOUTS) if fast else LAYOUTS:
+        if (place := data / layout / file).exists():
+            return place
+    raise InputRefused(f"{data}: holds no {file}; expected the challenge's folder of data; check --data")
+
+
+class Judged(Answering, Interface):
+    """Who is scored: it answers requests, under a protocol."""
+
+    @property
+    def protocol(self) -> Protocol:
+        """How texts become scores."""
+        ...
+
+
 def evaluate(
-    scorer: Scorer,
+    scorer: Judged,
     tasks: Mapping[str, Sequence[ChoiceTask]],
     config: EvaluationConfig,
     *,
@@ -202,13 +221,11 @@ def _files(config: EvaluationConfig) -> Iterator[tuple[str, Path]]:
     """The files of the benchmarks that are not choices: those that are named, or that the folder of data holds."""
     if config.data is None:
         return
-    layouts = reversed(LAYOUTS) if config.fast else LAYOUTS
-    for name, file in {**WUG_FILES, READING: READING_FILE}.items():
+    for name in (*WUG_FILES, READING):
         if config.benchmarks and name not in config.benchmarks:
             continue
-        places = [Path(config.data) / layout / file for layout in layouts]
-        found = next((place for place in places if place.exists()), None)
-        if found is not None:
-            yield name, found
-        elif config.benchmarks:
-            raise InputRefused(f"{config.data}: holds no {file}; expected the challenge's folder of data; check --data")
+        try:
+            yield name, benchmark_file(name, Path(config.data), fast=config.fast)
+        except InputRefused:
+            if config.benchmarks:
+                raise

@@ -33,6 +33,7 @@ from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.scoring import Alone, Scorer, Team, scoring_identity
 from benchmarks.scoring_tokenizer import ScoringTokenizer, read_scoring_tokenizer
 from benchmarks.strangers.load import load_stranger
+from benchmarks.strangers.sandboxed import SandboxedScorer
 from benchmarks.tasks.choice_files import LAYOUTS
 from corpora.batch import Objective
 from corpora.errors import InputRefused, RecipeError, suggestion
@@ -47,6 +48,14 @@ from students.run_folder import load_model, weight_files
 
 EMBEDDED = "embedded"  # the embedded corpus's own pairs, where nothing else is named
 EMBEDDED_PAIRS = 100  # of each phenomenon
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a stranger's code."""
+
+    seconds: float  # wall clock of each benchmark
+    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -88,18 +97,30 @@ class Subject:
         assert isinstance(self.model, Buildable)
         return ["causal" if self.model.causal_head else "masked"]
 
+    def release(self) -> None:
+        """Let go of the weights: one model at a time."""
+        self.__dict__.pop("_loaded", None)
+
 
 def score_folder(
-    folder: Path, config: EvaluationConfig, *, out: Path | None = None, checkpoints: bool = False
+    folder: Path,
+    config: EvaluationConfig,
+    *,
+    out: Path | None = None,
+    checkpoints: bool = False,
+    allow_code: Limits | None = None,
 ) -> list[Evaluation]:
     """Score a candidate in every mode that it was trained in, or in the one that is asked for; print the tables.
 
     With `out`, reports and verdicts are kept there, and scores one by one: a second call scores what is missing.
     `checkpoints`: first those that the run kept by words, each loaded once. Several processes share the work, and need
-    `out` for it. Raises InputRefused, RecipeError, Damaged, Diverged.
+    `out` for it. `allow_code`: the folder's own code may run, in a sandbox with these limits. Raises InputRefused,
+    RecipeError, Damaged, Diverged.
     """
     keep_freed_memory()
-    team: Team = Processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+    if allow_code is not None:
+        return [_score_with_code(folder, config, out, allow_code)]
+    team = scoring_team()
     if team.world_size > 1 and out is None:
         raise RecipeError("--out: not given, but several processes meet in it; name a folder")
     tasks = _tasks(config)
@@ -107,17 +128,37 @@ def score_folder(
     evaluations = []
     for subject in _subjects(folder, checkpoints):
         for backend in _backends(subject, config):
-            scorer, identity = _scorer(subject, backend, config, out, team)
+            scorer, identity = subject_scorer(subject, backend, config, out and out / "answers", team)
             evaluation = evaluate(scorer, tasks, config, backend=backend, announce=announce)
             evaluations.append(evaluation)
             if team.rank == 0:
                 print_evaluation(evaluation)
                 if out is not None:
                     announce(f"score: written to {write_evaluation(out, evaluation, identity)}")
-        subject.__dict__.pop("_loaded", None)  # one model at a time
+        subject.release()
     if out is not None and checkpoints and team.rank == 0:
         write_evaluations(out, evaluations)
     return evaluations
+
+
+def _score_with_code(folder: Path, config: EvaluationConfig, out: Path | None, limits: Limits) -> Evaluation:
+    if config.backend not in ("causal", "masked", "mntp"):
+        raise RecipeError("--allow-code: what the code predicts is not known; say --backend causal, masked or mntp")
+    if not folder.is_dir():
+        raise InputRefused(f"{folder}: no such folder; expected a Hugging Face folder; check its name")
+    protocol = _protocol(config)
+    scorer = SandboxedScorer(
+        folder.name, folder, config.backend, protocol, config.max_tokens, limits.seconds, limits.memory_bytes
+    )
+    evaluation = evaluate(scorer, _tasks(config), config, backend=config.backend, announce=print)
+    print_evaluation(evaluation)
+    if out is not None:
+        weights = digest("".join(map(file_digest, sorted(folder.glob("*.safetensors")))).encode())
+        identity = scoring_identity(
+            weights, read_scoring_tokenizer(folder), protocol, backend=config.backend, precision="fp32"
+        )
+        print(f"score: written to {write_evaluation(out, evaluation, identity | {'own_code': True})}")
+    return evaluation
 
 
 def compare_folders(
@@ -165,16 +206,9 @@ def finetune_folder(
     subject = Subject(folder, folder.name)
     if objective is None and len(subject.views) > 1:
         raise RecipeError(f"--objective: {folder} was trained on both; choose causal or masked")
-    candidate = FinetunedSubject(
-        name=subject.name,
-        model=subject.model,
-        objective=objective or subject.views[0],
-        tokenizer_json=subject.tokenizer.to_json(),
-        begin_id=subject.tokenizer.begin_id,
-    )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return finetune(
-        candidate,
+        finetuned_subject(subject, objective or subject.views[0]),
         _glue_folder(data),
         config=config,
         folder=out / f"{subject.name}-{config.name}",
@@ -182,6 +216,17 @@ def finetune_folder(
         seeds=seeds,
         device=device,
         official=official,
+    )
+
+
+def finetuned_subject(subject: Subject, objective: Objective) -> FinetunedSubject:
+    """A folder's model as fine-tuning reads it."""
+    return FinetunedSubject(
+        name=subject.name,
+        model=subject.model,
+        objective=objective,
+        tokenizer_json=subject.tokenizer.to_json(),
+        begin_id=subject.tokenizer.begin_id,
     )
 
 
@@ -223,15 +268,20 @@ def _backends(subject: Subject, config: EvaluationConfig) -> list[str]:
     return [config.backend] if config.backend is not None else list(subject.views)
 
 
-def _scorer(
-    subject: Subject, backend: str, config: EvaluationConfig, out: Path | None, team: Team
+def scoring_team() -> Team:
+    """The processes that a launcher started, or this one."""
+    return Processes() if int(os.environ.get("WORLD_SIZE", "1")) > 1 else Alone()
+
+
+def subject_scorer(
+    subject: Subject, backend: str, config: EvaluationConfig, answers: Path | None, team: Team
 ) -> tuple[Scorer, dict[str, Any]]:
-    """The scorer of one mode, and what its scores depend on."""
+    """The scorer of one mode, and what its scores depend on; `answers`: where these are kept and found again."""
     protocol = _protocol(config)
     identity = scoring_identity(
         subject.weights, subject.tokenizer, protocol, backend=backend, precision=config.precision
     )
-    store = ScoreStore(out / "answers", identity) if out is not None else None
+    store = ScoreStore(answers, identity) if answers is not None else None
     parts = _parts(subject, backend, config)
     return Scorer(subject.name, parts, subject.tokenizer, protocol, config.max_tokens, store, team), identity
 

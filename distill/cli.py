@@ -141,6 +141,11 @@ def score(
     canaries: Annotated[bool, typer.Option("--canaries", help="Also score what knows nothing.")] = False,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also snapshots/chck_* of a run.")] = False,
     out: Annotated[Path | None, typer.Option(help="Where reports, verdicts and single scores are kept.")] = None,
+    allow_code: Annotated[
+        bool, typer.Option("--allow-code", help="Run the FOLDER's own code, in a sandbox without network.")
+    ] = False,
+    minutes: Annotated[float, typer.Option(help="With --allow-code: most for each benchmark.")] = 60.0,
+    memory: Annotated[float, typer.Option(help="With --allow-code: most, in GiB.")] = 8.0,
 ) -> None:
     """Up to the scores of all that a recipe trains; of a FOLDER, the scores of that model alone.
 
@@ -175,8 +180,9 @@ def score(
             )
         from distill import candidates
 
-        candidates.score_folder(Path(target), config, out=out, checkpoints=checkpoints)
-    elif config != EvaluationConfig() or checkpoints or out:
+        limits = candidates.Limits(60 * minutes, round(memory * 2**30)) if allow_code else None
+        candidates.score_folder(Path(target), config, out=out, checkpoints=checkpoints, allow_code=limits)
+    elif config != EvaluationConfig() or checkpoints or out or allow_code:
         raise RecipeError(
             f"command line: {target}: no such folder, which the options of this command are for; "
             "give one, or write benchmarks.blimp.root=DIR after a recipe"

@@ -15,7 +15,12 @@ from test_end_to_end import SMOKE, cuvee
 from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from benchmarks.protocol import PROTOCOLS
+from benchmarks.request import Request
+from benchmarks.sandbox import why_no_sandbox
 from benchmarks.score_store import ScoreStore
+from benchmarks.strangers.sandboxed import SandboxedScorer
+from corpora.errors import InputRefused
 from distill import candidates
 
 WORDS = ("cat", "dog", "road", "stone", "cup", "pen", "rain", "box")
@@ -187,6 +192,71 @@ def test_a_strangers_folder_is_scored_and_nothing_of_it_is_run(run_dir: Path, da
     (folder / "modeling_guest.py").write_text("raise SystemExit(77)\n")
     code, lines = cuvee("score", str(folder), *options)
     assert code == 3 and "modeling_guest.py" in lines[0]
+
+
+CODE = """
+import os, socket
+from transformers import GPT2Config, GPT2LMHeadModel
+class GuestConfig(GPT2Config):
+    model_type = "guest"
+class Guest(GPT2LMHeadModel):
+    config_class = GuestConfig
+    def __init__(self, config):
+        super().__init__(config)
+        print("what it prints is no answer")
+        try:
+            socket.create_connection(("127.0.0.1", 9), timeout=1)
+        except OSError:
+            pass
+        try:
+            open(os.path.join({folder!r}, "written"), "w").write("x")
+        except OSError:
+            pass
+"""
+
+
+@pytest.mark.skipif(why_no_sandbox() is not None, reason=f"no sandbox here: {why_no_sandbox()}")
+def test_a_strangers_own_code_answers_from_the_sandbox_alone(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    folder = stranger(tmp_path / "guest", run_dir)
+    options = ["--data", str(data), "--tasks", "comps", "--backend", "causal"]
+    assert cuvee("score", str(folder), *options, "--out", str(tmp_path / "plain"))[0] == 0
+    (folder / "guest.py").write_text(CODE.replace("{folder!r}", repr(str(folder))))
+    described = json.loads((folder / "config.json").read_text()) | {"model_type": "guest", "architectures": ["Guest"]}
+    described["auto_map"] = {"AutoConfig": "guest.GuestConfig", "AutoModelForCausalLM": "guest.Guest"}
+    (folder / "config.json").write_text(json.dumps(described))
+    assert cuvee("score", str(folder), *options)[0] == 3
+    code, lines = cuvee("score", str(folder), *options, "--allow-code", "--out", str(tmp_path / "code"))
+    assert code == 0, lines
+    assert not (folder / "written").exists()
+    plain, sandboxed = (scores(tmp_path / out, "guest-causal-cuvee") for out in ("plain", "code"))
+    assert plain["COMPS", "accuracy"]["value"] == sandboxed["COMPS", "accuracy"]["value"]
+    code, lines = cuvee("score", str(folder), *options[:-2], "--allow-code")
+    assert code == 2 and "say --backend" in lines[0]
+    code, lines = cuvee("score", str(folder), *options, "--allow-code", "--minutes", "0.01")
+    assert code == 3 and "sandbox" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ({"scores": [-1.0]}, "1 scores"),
+        ({}, "NoneType"),
+        ({"scores": [-1, True]}, "true"),
+        ({"scores": [-1, 2.0]}, "2.0"),
+    ],
+)
+def test_what_the_code_answers_is_checked(
+    answer: dict[str, Any], found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.strangers.sandboxed.run_sandboxed_json", lambda *given, **named: answer)
+    scorer = SandboxedScorer("guest", tmp_path, "causal", PROTOCOLS["cuvee"], 99, 1.0, 1)
+    with pytest.raises(InputRefused, match="its code answered") as refused:
+        scorer.scores([Request("", "a"), Request("", "b")])
+    assert found.lower() in str(refused.value).lower()
+    monkeypatch.setattr(
+        "benchmarks.strangers.sandboxed.run_sandboxed_json", lambda *given, **named: {"scores": [-2, None]}
+    )
+    assert str(scorer.scores([Request("", "a"), Request("", "b")]).tolist()) == "[-2.0, nan]"
 
 
 def test_a_model_that_answers_nan_is_invalid(run_dir: Path, data: Path, tmp_path: Path) -> None:

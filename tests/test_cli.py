@@ -96,8 +96,8 @@ def test_score_of_a_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
         precision="bf16",
     )
     assert fake.calls == [
-        (tmp_path, config, {"out": Path("o"), "checkpoints": False}),
-        (tmp_path, EvaluationConfig(), {"out": None, "checkpoints": True}),
+        (tmp_path, config, {"out": Path("o"), "checkpoints": False, "allow_code": None}),
+        (tmp_path, EvaluationConfig(), {"out": None, "checkpoints": True, "allow_code": None}),
     ]
     assert called("score", str(tmp_path), "seed=1").exit_code == 2
     assert called("score", "smoke", "--items", "7").exit_code == 2
