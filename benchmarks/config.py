@@ -57,6 +57,7 @@ class BenchmarksConfig:
 
     minimal_pairs: MinimalPairsConfig | None = None
     blimp: BlimpConfig | None = None
+    ngram_order: int | None = 5  # tokens of the longest n-gram of the baseline, counted in the train stream; null: none
     max_tokens: int = 4_096  # tokens in a forward pass while scoring; each takes about 12 bytes for every type
     confidence: float = 0.95  # of every interval
     resamples: int = 2000  # bootstrap draws

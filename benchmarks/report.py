@@ -20,7 +20,7 @@ from corpora.storage import write_file
 if TYPE_CHECKING:
     from rich.console import Console
 
-_ROLE_ORDER = ("teacher", "pool", "student", "control")
+_ROLE_ORDER = ("baseline", "teacher", "pool", "student", "control")
 _TITLES: dict[Objective, str] = {"causal": "Causal models", "masked": "Masked models"}
 
 # what the columns of an ensemble's tables mean

@@ -12,7 +12,7 @@ from benchmarks.stats import GainKept, Interval, bootstrap_mean
 from corpora.batch import Objective
 from corpora.errors import Diverged
 
-Role = Literal["teacher", "pool", "student", "control"]
+Role = Literal["baseline", "teacher", "pool", "student", "control"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Row:
     name: str
     role: Role
     view: Objective
-    parameters: int  # of the model; a pool has those of its members together
+    parameters: int  # of the model; a pool has those of its members together, n-grams their counts
     test_cross_entropy: float | None = None  # nats per target
     tune_cross_entropy: float | None = None  # nats per target: settings are chosen on it, tables report the test stream
     bits_per_byte: float | None = None  # causal only

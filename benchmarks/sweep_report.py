@@ -27,7 +27,7 @@ MEASURES: dict[str, tuple[str, float, int]] = {
     "accuracy": ("pairs %", 100, 1),
     "gain_kept": ("gain kept %", 100, 1),
 }
-_ROLE_ORDER = ("teacher", "pool", "student", "control")
+_ROLE_ORDER = ("baseline", "teacher", "pool", "student", "control")
 _VIEWS = {"causal": "Causal models", "masked": "Masked models"}
 
 

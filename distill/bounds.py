@@ -91,7 +91,12 @@ BOUNDS: dict[type, dict[str, Bound]] = {
     },
     MinimalPairsConfig: {"pairs": at_least(1)},
     BlimpConfig: {"pairs": at_least(1)},
-    BenchmarksConfig: {"max_tokens": at_least(2), "resamples": at_least(1), "confidence": inside},
+    BenchmarksConfig: {
+        "max_tokens": at_least(2),
+        "resamples": at_least(1),
+        "confidence": inside,
+        "ngram_order": ("from 1 to 9", lambda value: 1 <= value <= 9),
+    },
 }
 
 
@@ -116,10 +121,10 @@ def _configs(value: Any, keys: tuple[str | int, ...]) -> Iterator[tuple[tuple[st
 
 
 def _numbers(value: Any) -> Iterator[tuple[tuple[str | int, ...], float]]:
-    """The numbers of a field that is a number, null, or a mapping or list of numbers."""
+    """The numbers of a field that is a number, null, a word, or a mapping or list of numbers."""
     if isinstance(value, dict):
         yield from (((key,), number) for key, number in value.items())
     elif isinstance(value, tuple | list):
         yield from (((index,), number) for index, number in enumerate(value))
-    elif value is not None:
+    elif value is not None and not isinstance(value, str):
         yield (), value

@@ -15,6 +15,7 @@ import torch
 from benchmarks.choices import ChoiceResult, ChoiceResults, ChoiceTask, score_choices
 from benchmarks.config import BenchmarksConfig
 from benchmarks.minimal_pairs import blimp_tasks, tasks_from_rows
+from benchmarks.ngram import ngram_candidate, ngram_identity, ngram_stream_result, stored_ngrams
 from benchmarks.protocol import PROTOCOLS
 from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.scoring import Scorer
@@ -34,9 +35,7 @@ from students.run_folder import WEIGHTS, load_model
 from teachers.cache import cached_view
 from teachers.ensemble import pooled_log_probs
 
-Role = Literal["teacher", "pool", "student", "control"]
-
-
+Role = Literal["baseline", "teacher", "pool", "student", "control"]
 Nats = Callable[[str], tuple[np.ndarray, np.ndarray]]  # of a stream
 
 
@@ -50,7 +49,7 @@ class Contender:
     objective: Objective
     fingerprint: dict[str, Any]  # of the weights behind it
     parameters: int
-    run_folder: Path | None  # None for a pool
+    run_folder: Path | None  # None for a pool and for n-grams
     # loads the weights to a device: the candidate, and the positions and nats of the targets of a stream
     measure: Callable[[torch.device], tuple[Candidate, Nats]]
 
@@ -182,16 +181,40 @@ def score_tasks(
 
 
 def contenders(project: Project) -> list[Contender]:
-    """Everybody: teachers, pools of several, students and controls, in the order of the table.
+    """Everybody: n-grams, teachers, pools of several, students and controls, in the order of the table.
 
     A pool across views is not among them: there is no single input that a sentence could be given to it as.
     """
-    found = [_teacher(project, name) for name in project.recipe.teachers]
+    order = project.recipe.benchmarks.ngram_order
+    found = [_ngrams(project, order)] if order is not None else []
+    found += [_teacher(project, name) for name in project.recipe.teachers]
     pools = [pool for pool in project.pools() if len(pool.members) > 1]
     found += [_pool(project, pool, pool.objective) for pool in pools if pool.objective is not None]
     for name, control in project.student_runs():
         found += _student(project, name, control)
     return found
+
+
+def _ngrams(project: Project, order: int) -> Contender:
+    """Our own token counts, the baseline that every causal model has to beat."""
+    folder = project.folder / "ngrams" / f"{order}-grams"
+    model = stored_ngrams(project.corpus, folder, order=order)
+    name = f"{order}-gram"
+
+    def nats(stream: str) -> tuple[np.ndarray, np.ndarray]:
+        result = ngram_stream_result(model, project.corpus.streams[stream])
+        return result.positions_N, result.nats_N
+
+    return Contender(
+        name,
+        name,
+        "baseline",
+        "causal",
+        {"ngrams": ngram_identity(project.corpus.identity("train"), order)},
+        sum(map(len, model.counts)),
+        None,
+        lambda device: (ngram_candidate(model, name), nats),
+    )
 
 
 def _teacher(project: Project, name: str) -> Contender:

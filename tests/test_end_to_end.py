@@ -72,6 +72,7 @@ def test_the_report_has_everybody_and_is_strict_json(finished: tuple[Path, float
     report = json.loads((finished[0] / "report.json").read_text(), parse_constant=refuse)
     rows = {(row["name"], row["role"], row["view"]): row for row in report["rows"]}
     assert rows.keys() == {
+        ("5-gram", "baseline", "causal"),
         ("llama", "teacher", "causal"),
         ("gptj", "teacher", "causal"),
         ("elc", "teacher", "masked"),
