@@ -85,7 +85,7 @@ class TrainConfig:
     grad_clip: float = 1.0  # largest norm of the gradient
     # machine
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 where the machine computes it natively
-    max_skipped_steps: int = 20  # fp16: steps in a row that may overflow and be left out
+    max_skipped_steps: int = 20  # fp16: steps in a row that may overflow and be left out (and 50 of the last 1,000)
     parallel: Literal["ddp", "fsdp"] = "ddp"  # of several processes: whole copies of the model, or FSDP2's shards of it
     activation_checkpointing: bool = False  # activations are worked out again in the backward pass: less memory
     compile: bool = False  # by torch.compile
@@ -93,7 +93,9 @@ class TrainConfig:
     checkpoint_every: int = 200  # steps
     log_every: int = 10  # steps
     snapshots: list[int] = field(default_factory=list)  # steps after which the weights are kept for good
-    word_snapshots: list[int] = field(default_factory=list)  # or words seen: kept as chck_1M and so on
+    # or words seen: kept as chck_1M and so on. challenge: BabyLM's 1M to 10M and 20M to 100M, as far as the run goes;
+    # challenge_1b: 200M to 1000M too
+    word_snapshots: list[int] | Literal["challenge", "challenge_1b"] = field(default_factory=list)
     average: float | None = None  # decay a step of a moving average of the weights, which is kept too; null: none
     # tune stream
     evaluate_every: int | None = None  # steps between looks at the tune stream; null: none

@@ -170,8 +170,7 @@ def _rows(moment: Moment) -> Iterator[tuple[str, str]]:
     if "words" in record:
         yield "words seen", f"{record['words']:,}"
     yield "tokens per second", f"{moment.tokens_per_second:,.0f}"
-    if moment.matmul_share is not None:
-        yield "share of the matmul rate", _percent(moment.matmul_share)
+    yield "share of the matmul rate", "-" if moment.matmul_share is None else _percent(moment.matmul_share)
     yield "memory", _gib(moment.resident_bytes)
     if moment.cuda_peak_bytes is not None:
         yield "GPU memory, most", _gib(moment.cuda_peak_bytes)

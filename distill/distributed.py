@@ -7,6 +7,7 @@ launcher's store, where every process says once in a while that it lives and how
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,6 +18,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedType, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from corpora.errors import RecipeError
 from distill.sharding import clip_grad_norm, shard
@@ -67,6 +69,12 @@ class Processes:
     def is_first(self) -> bool:
         """Whether this is the process that writes and reports."""
         return self.rank == 0
+
+    def alone(self) -> Processes:
+        """This process in its place, whose exchanges are with itself: it may fail, and no other waits for it."""
+        alone = copy.copy(self)
+        alone._watch = None
+        return alone
 
     def arrive(self, step: int, place: str = "") -> None:
         """Say that this process begins a step, counted from 1, of the run `place`; it costs nothing."""
@@ -131,7 +139,12 @@ class Processes:
         one process is to share a model with itself.
         """
         if parallel == "ddp":
-            return self._accelerator.prepare_model(module)
+            wrapped = self._accelerator.prepare_model(module)
+            if isinstance(wrapped, DistributedDataParallel):
+                # buffers are constants here, angles of positions, that all have from the start: sending them again is
+                # an exchange in every step, inside the forward pass, where memory may run out in one process alone
+                wrapped.broadcast_buffers = False
+            return wrapped
         if self.world_size < 2:
             raise RecipeError(
                 "train.parallel: fsdp divides a model among processes, found 1, needs at least 2; start them with "

@@ -23,6 +23,7 @@ from distill.run import (
     snapshot_folder,
     word_snapshot_folder,
 )
+from distill.shares import word_snapshots
 from students.buildable import Buildable
 from students.run_folder import load_model
 
@@ -35,6 +36,7 @@ class Keeper:
         self._run, self._learner, self._processes = run, learner, processes
         self._best: tuple[int, float] | None = tuple(state["best"]) if state.get("best") else None  # step, nats
         self._looks_since: int = state.get("looks_since_best", 0)
+        self._step_words = 0  # seen in the last step
         # steps of the best weights that checkpoints know, the newest last: a run may have to go back to any of them
         self._known: list[int] = list(state.get("known_bests", []))
 
@@ -55,7 +57,8 @@ class Keeper:
         config = self._run.train
         if step in config.snapshots:
             self._snapshot(snapshot_folder(self._run.folder, step), step=step, words=words)
-        for asked in config.word_snapshots:
+        self._step_words = words - before
+        for asked in word_snapshots(config):
             if before < asked <= words:
                 self._snapshot(word_snapshot_folder(self._run.folder, asked), step=step, words=words)
 
@@ -91,6 +94,11 @@ class Keeper:
         """Commit the run folder: the average first, then the weights that the run leaves, so that it is whole."""
         run, average, reached = self._run, self._learner.average, (step, words)
         self._learner.require_finite_weights(step)
+        for asked in word_snapshots(
+            run.train
+        ):  # a run of 100M words ends within a step of them: these are its chck_100M
+            if words < asked < words + self._step_words:
+                self._snapshot(word_snapshot_folder(run.folder, asked), step=step, words=words)
         if average is not None:
             self._save(average_folder(run.folder), average.model, average_fingerprint(run), step=step, words=words)
         model = self._learner.whole(self._learner.model)
@@ -115,4 +123,4 @@ class Keeper:
             save_run(self._run, folder, gathered, fingerprint=fingerprint, **self._facts(step, words))
 
     def _facts(self, step: int, words: int) -> dict[str, Any]:
-        return {"steps": step, "words": words, "precision": self._learner.precision}
+        return {"steps": step, "words": words, "precision": self._learner.precision, "more": self._learner.facts}

@@ -74,9 +74,9 @@ class Learner:
         return {"micro_batch": self.micro_batch, "scaler": self.scaler.state}
 
     @property
-    def skipped_steps(self) -> int | None:
-        """Steps that were left out so far, because fp16 overflowed in them; None where it cannot."""
-        return self.scaler.skipped_in_all if self.precision == "fp16" else None
+    def facts(self) -> dict[str, int]:
+        """In fp16 the steps that were left out so far, because it overflowed in them."""
+        return {"skipped_steps": self.scaler.skipped_in_all} if self.precision == "fp16" else {}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go back to what `state` was; of a run that begins it is empty. Rows that had no room since stay fewer."""
@@ -117,7 +117,7 @@ class Learner:
         """
         config = self._run.train
         # the first update makes the optimiser's state
-        remedy = "divide the optimiser's state among processes with train.parallel: fsdp, or train a smaller model"
+        remedy = "free memory, divide the state among processes with train.parallel: fsdp, or train a smaller model"
         with memory_named(f"{self._where(step)}: the update, of which nothing is saved", remedy):
             self.scaler.unscale(self.optimizer)
             norm = self._processes.clip_grad_norm(self.module, config.grad_clip)
@@ -158,7 +158,7 @@ class Learner:
     def _data(self, step: int, plan: RunPlan, processes: Processes) -> StepData:
         run = self._run
         # all rows of the step are there at once, however many of them are read at a time
-        remedy = "lower train.batch_size or train.seq_len, or start more processes"
+        remedy = "lower train.batch_size or train.seq_len, which makes it another run"
         with memory_named(f"{self._where(step)}: its rows and what teachers say of them", remedy):
             return step_data(
                 step,

@@ -21,13 +21,14 @@ from corpora.windows import plan_windows, window_batches
 from distill.config import TermConfig
 from distill.distributed import Processes
 from distill.fused import RowTerm
+from distill.micro_batch import fewer_rows_next_time, smallest
 from distill.objective import Part
 from distill.precision import autocast
 from distill.run import Run
 from distill.shares import read_views
 from teachers.cache import cached_view
 
-ROWS = 16  # in a batch
+ROWS = 16  # in a batch, where as many are read at a time in training
 CROSS_ENTROPY = TermConfig(loss="cross_entropy")
 
 
@@ -59,26 +60,40 @@ class TuneStream:
     run: Run
     processes: Processes
 
-    def look(self, module: nn.Module, precision: str) -> Look:
-        """Cross-entropy of the module as it is, without dropout; all processes get the same."""
+    def look(self, module: nn.Module, precision: str, *, micro_batch: int | None = None) -> Look:
+        """Cross-entropy of the module as it is, without dropout; all processes get the same.
+
+        `micro_batch`: rows that a process reads at a time in training (None: all of its own), and at most here. Raises
+        NoRoom when memory runs out all the same, with half of the rows kept for the next start.
+        """
         module.eval()
+        of_a_step = -(-self.run.train.batch_size // self.processes.world_size)
+        rows = smallest(ROWS, micro_batch, of_a_step)
+        assert rows is not None
         found: dict[str, float] = {}
         bits_per_byte = None
-        for objective, batches in self._batches.items():
-            nats, targets = 0.0, 0
-            for batch in batches:
-                there = batch.to(self.processes.device)
-                part = Part(there, (RowTerm("look", 0, CROSS_ENTROPY, None, 0.0),))
-                with torch.no_grad(), autocast(precision, self.processes.device):
-                    _, sums = module([part])
-                nats += float(sums["look"])
-                targets += int(there.has_target_BT.sum())
+        place = f"{self.run.folder}: a look at the tune stream"
+        for objective, batches in self._batches(rows).items():
+            with fewer_rows_next_time(self.run, self.processes.rank, place=place, rows=rows):
+                nats, targets = self._nats(module, batches, precision)
             total = self.processes.sum(torch.tensor([nats, targets], dtype=torch.float64, device=self.processes.device))
             found[objective] = float(total[0] / total[1])
             if objective == "causal":
                 bits_per_byte = float(total[0]) / math.log(2) / self._bytes
         module.train()
         return Look(found, bits_per_byte)
+
+    def _nats(self, module: nn.Module, batches: Sequence[Batch], precision: str) -> tuple[float, int]:
+        """Of this process's batches the sum over the targets, and their number."""
+        nats, targets = 0.0, 0
+        for batch in batches:
+            there = batch.to(self.processes.device)
+            part = Part(there, (RowTerm("look", 0, CROSS_ENTROPY, None, 0.0),))
+            with torch.no_grad(), autocast(precision, self.processes.device):
+                _, sums = module([part])
+            nats += float(sums["look"])
+            targets += int(there.has_target_BT.sum())
+        return nats, targets
 
     @property
     def _stream(self) -> Stream:
@@ -95,10 +110,18 @@ class TuneStream:
         return int(self._stream.document_bytes[: self._documents].sum())
 
     @cached_property
-    def _batches(self) -> dict[Objective, Sequence[Batch]]:
-        return {objective: self._own(list(self._all(objective))) for objective in read_views(self.run.train)}
+    def _planned(self) -> dict[int, dict[Objective, Sequence[Batch]]]:
+        """By rows in a batch: they may become fewer while a run goes on."""
+        return {}
 
-    def _all(self, objective: Objective) -> Iterator[Batch]:
+    def _batches(self, rows: int) -> dict[Objective, Sequence[Batch]]:
+        if rows not in self._planned:
+            self._planned[rows] = {
+                objective: self._own(list(self._all(objective, rows))) for objective in read_views(self.run.train)
+            }
+        return self._planned[rows]
+
+    def _all(self, objective: Objective, rows: int) -> Iterator[Batch]:
         run, end = self.run, int(self._stream.document_offsets[self._documents])
         windows = [
             window
@@ -109,7 +132,7 @@ class TuneStream:
             self._stream,
             windows,
             cached_view(run.cache, objective),
-            rows=ROWS,
+            rows=rows,
             token_ids=run.corpus.token_ids,
             vocab_size=run.corpus.vocab_size,
         )

@@ -117,7 +117,7 @@ class Project:
 
     def _weights_of(self, folder: Path, place: str, *, foreign: bool) -> str:
         if folder not in self._digests:  # gigabytes are read once
-            self._digests[folder] = _weights_and_tokenizer(folder, foreign)
+            self._digests[folder] = weights_and_tokenizer(folder, foreign)
         weights, tokenizer = self._digests[folder]
         if tokenizer != self.corpus.tokenizer.digest:
             raise InputRefused(
@@ -353,7 +353,7 @@ def _trained_view(folder: Path, place: str) -> Objective:
     return manifest.facts["views"][0]
 
 
-def _weights_and_tokenizer(folder: Path, foreign: bool) -> tuple[str, str]:
+def weights_and_tokenizer(folder: Path, foreign: bool) -> tuple[str, str]:
     """Digests of a teacher's weights and tokenizer: of a run folder, or of a Hugging Face folder without a manifest."""
     manifest = read_manifest(folder)
     if manifest is not None and manifest.kind == "run":

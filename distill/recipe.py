@@ -98,7 +98,8 @@ def validated(tree: Node) -> Recipe:
         # by way of JSON, which strict mode reads into nested dataclasses and tuples
         recipe = _adapter().validate_json(json.dumps(tree.plain()))
     except ValidationError as error:
-        raise RecipeError("\n".join(_line(tree, problem) for problem in error.errors(include_url=False))) from error
+        told = (problem for problem in error.errors(include_url=False) if not _was_not_meant(problem))
+        raise RecipeError("\n".join(_line(tree, problem) for problem in told)) from error
     if found := problems(recipe):
         raise RecipeError("\n".join(_at(tree, keys, message) for keys, message in found))
     return expanded(recipe)
@@ -132,16 +133,31 @@ def _at(tree: Node, keys: Keys, message: str) -> str:
     return f"{tree.at(keys).place}: {'.'.join(str(key) for key in keys) or 'recipe'}: {message}"
 
 
+def _option(problem: Any) -> str | None:
+    """Where a field may be a list or a word: the option that an error of pydantic is about."""
+    options = [key for key in problem["loc"] if isinstance(key, str) and key.startswith(("list[", "literal["))]
+    return options[0] if options else None
+
+
+def _was_not_meant(problem: Any) -> bool:
+    """Every option complains of a value that fits none; of a list the words say nothing, of anything else the list."""
+    option = _option(problem)
+    if option is None:
+        return False
+    return isinstance(problem["input"], list) if option.startswith("literal[") else problem["type"] == "list_type"
+
+
 def _line(tree: Node, problem: Any) -> str:
     """One line for one error of pydantic."""
-    keys = tuple(key for key in problem["loc"] if key != "[key]")
+    option = _option(problem)
+    keys = tuple(key for key in problem["loc"] if key not in ("[key]", option))
     kind, found = problem["type"], problem["input"]
     if kind == "unexpected_keyword_argument" or "[key]" in problem["loc"]:
         return _at(tree, keys, f"unknown key{_nearest_key(keys)}")
     if kind == "missing":
         return _at(tree, keys, "missing; give it")
     if kind == "literal_error":
-        expected = problem["ctx"]["expected"]
+        expected = ("a list, " if option else "") + problem["ctx"]["expected"]
         near = suggestion(found, _choices(keys)) if isinstance(found, str) else ""
         return _at(tree, keys, f"expected {expected}, found {shown(found)}{near}")
     return _at(tree, keys, f"expected {EXPECTED.get(kind) or problem['msg']}, found {shown(found)}")

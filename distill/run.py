@@ -11,8 +11,10 @@ Each of them is a run folder of its own: a teacher, a candidate, a model of tran
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from benchmarks.config import BenchmarksConfig
@@ -21,7 +23,7 @@ from corpora.errors import InputRefused
 from corpora.prepare import Corpus
 from corpora.storage import file_digest, new_folder, read_manifest
 from distill.config import TrackingConfig, TrainConfig
-from distill.shares import read_views
+from distill.shares import read_views, word_snapshots
 from distill.step_data import Term
 from distill.tracking import METRICS
 from students.adapters import merged
@@ -100,13 +102,15 @@ def save_run(
     steps: int,
     words: int,
     precision: str,
+    more: Mapping[str, Any] = MappingProxyType({}),
     with_log: bool = False,
     reached: tuple[int, int] | None = None,
 ) -> None:
     """Commit weights of a run: model, config, tokenizer and the facts of `steps`; the manifest comes last.
 
-    `with_log` lists the metrics log, which already lies in the folder. `reached`: the steps and words that the run came
-    to, which may be more than those of the weights it leaves. Raises NoRoom when they do not fit.
+    `more`: other facts of the run. `with_log` lists the metrics log, which already lies in the folder. `reached`: the
+    steps and words that the run came to, which may be more than those of the weights it leaves. Raises NoRoom when they
+    do not fit.
     """
     plain = merged(model)
     with new_folder(folder, kind="run", fingerprint=fingerprint) as writer:
@@ -124,6 +128,7 @@ def save_run(
             "parameters": sum(parameter.numel() for parameter in plain.parameters()),
             "tokenizer": run.corpus.tokenizer.digest,
             "precision": precision,
+            **more,
         }
         if reached is not None:
             writer.facts["reached_steps"], writer.facts["reached_words"] = reached
@@ -141,7 +146,7 @@ def require_kept(run: Run, *, done: int, words: int, finished: bool = False) -> 
     }
     if finished and run.train.average is not None:
         asked[average_folder(run.folder)] = average_fingerprint(run)
-    for number in run.train.word_snapshots:
+    for number in word_snapshots(run.train):
         if number <= words:
             folder = word_snapshot_folder(run.folder, number)
             kept = read_manifest(folder)

@@ -1,4 +1,7 @@
-"""What the shares in a recipe come to: views of rows, phases of a run. Plain sums, for which nobody waits for torch."""
+"""What the shares and lists in a recipe come to: views of rows, phases of a run, words after which weights are kept.
+
+Plain sums, for which nobody waits for torch.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,13 @@ from distill.config import PhaseConfig, TrainConfig
 
 if TYPE_CHECKING:
     from corpora.batch import Objective
+
+# words after which the BabyLM challenge wants the weights: of the strict-small track, and of those of 1000M words
+_SMALL = [million * 1_000_000 for million in (*range(1, 10), *range(10, 101, 10))]
+WORD_SNAPSHOTS = {
+    "challenge": _SMALL,
+    "challenge_1b": [*_SMALL, *(million * 1_000_000 for million in range(200, 1001, 100))],
+}
 
 
 def view_shares(config: TrainConfig | PhaseConfig) -> dict[Objective, float]:
@@ -39,3 +49,9 @@ def mean_tokens(config: TrainConfig) -> float:
     """Tokens that a step of the run reads on average."""
     phases = phases_of(config)
     return sum(phase.share * tokens_in_step(config, phase) for phase in phases) / sum(phase.share for phase in phases)
+
+
+def word_snapshots(config: TrainConfig) -> list[int]:
+    """Words after which a run keeps its weights; of the challenge's lists also those that it ends before."""
+    asked = config.word_snapshots
+    return WORD_SNAPSHOTS[asked] if isinstance(asked, str) else asked

@@ -14,15 +14,44 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from distill.config import TrackingConfig
+from corpora.storage import fingerprint_digest
+from distill.config import TrackingConfig, as_plain
+
+if TYPE_CHECKING:
+    from distill.run import Run
 
 START_SECONDS = 20.0  # that a tracker may take to start; the run does not wait meanwhile
 CLOSE_SECONDS = 10.0  # that the end of a run waits for all its trackers together
 UPLOAD_SECONDS = 8.0  # of those that wandb may still be uploading
 QUEUED = 1_000  # records that may wait for a tracker
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """What a tracker knows a run by."""
+
+    id: str  # the same in every attempt at the run
+    settings: Mapping[str, Any]  # JSON values
+
+
+def identity(run: Run) -> Identity:
+    """Of a run in its folder: the same run in another folder is another one, whose curves lie beside it.
+
+    The settings are what the recipe says of the run, and nothing of the machine or its environment.
+    """
+    settings = {
+        "model": as_plain(run.model),
+        "train": as_plain(run.train),
+        "terms": [as_plain(term.config) for term in run.terms],
+        "start": str(run.start) if run.start is not None else None,
+        "adapters": as_plain(run.adapters) if run.adapters is not None else None,
+        "seed": str(run.seed),  # of 64 bits: as a number it would be rounded
+    }
+    return Identity(id=fingerprint_digest({"run": run.fingerprint, "folder": str(run.folder)}), settings=settings)
 
 
 class Destination(ABC):
@@ -38,9 +67,14 @@ class Destination(ABC):
 
 
 class Wandb(Destination):
-    """A run of Weights & Biases: offline where there is no key, or as WANDB_MODE says."""
+    """A run of Weights & Biases: offline where there is no key, or as WANDB_MODE says.
 
-    def __init__(self, folder: Path, name: str, config: TrackingConfig) -> None:
+    All attempts at a run are one there. Offline each of them has a folder, whose names end in the same id, and `wandb
+    sync` joins them in their order. The steps are an axis of our own: those after the last checkpoint come twice, and
+    wandb's own count takes none that is not larger than the one before.
+    """
+
+    def __init__(self, folder: Path, name: str, config: TrackingConfig, identity: Identity | None) -> None:
         import wandb
 
         # a key is looked for, but neither asked for nor tried
@@ -59,11 +93,13 @@ class Wandb(Destination):
             # one process trains many runs; one that never finished must not be handed out again
             reinit="create_new",
             settings=settings,
+            **({"id": identity.id, "resume": "allow", "config": dict(identity.settings)} if identity else {}),
         )
+        self._run.define_metric("*", step_metric="step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Send the values."""
-        self._run.log(dict(values), step=step)
+        self._run.log({"step": step, **values})
 
     def finish(self) -> None:
         """Wait for the upload."""
@@ -73,7 +109,7 @@ class Wandb(Destination):
 class TensorBoard(Destination):
     """Event files in the folder `tensorboard` of a run."""
 
-    def __init__(self, folder: Path, name: str, config: TrackingConfig) -> None:
+    def __init__(self, folder: Path, name: str, config: TrackingConfig, identity: Identity | None) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self._open = SummaryWriter
@@ -163,14 +199,17 @@ class Tracked:
         print(f"tracking: {self.name} {what}", file=sys.stderr, flush=True)
 
 
-TRACKERS: dict[str, Callable[[Path, str, TrackingConfig], Destination]] = {"wandb": Wandb, "tensorboard": TensorBoard}
+TRACKERS: dict[str, Callable[[Path, str, TrackingConfig, Identity | None], Destination]] = {
+    "wandb": Wandb,
+    "tensorboard": TensorBoard,
+}
 
 
-def start_trackers(folder: Path, name: str, config: TrackingConfig) -> list[Tracked]:
-    """The trackers that `config` asks for, starting; `folder` is the run's."""
+def start_trackers(folder: Path, name: str, config: TrackingConfig, identity: Identity | None = None) -> list[Tracked]:
+    """The trackers that `config` asks for, starting; `folder` is the run's. Without an identity nothing is resumed."""
 
     def tracked(tracker: str) -> Tracked:
-        return Tracked(tracker, lambda: TRACKERS[tracker](folder, name, config))
+        return Tracked(tracker, lambda: TRACKERS[tracker](folder, name, config, identity))
 
     return [tracked(tracker) for tracker in TRACKERS if getattr(config, tracker)]
 

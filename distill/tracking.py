@@ -21,8 +21,8 @@ from corpora.storage import AppendLog
 from distill.config import TrackingConfig
 from distill.console import Moment, open_display
 from distill.sharding import whole
-from distill.throughput import Meter, cuda_peak_bytes, forget_cuda_peak, matmul_rate, resident_bytes
-from distill.trackers import close_trackers, flattened, start_trackers
+from distill.throughput import Meter, comparable_rate, cuda_peak_bytes, forget_cuda_peak, resident_bytes
+from distill.trackers import Identity, close_trackers, flattened, start_trackers
 from students.elc_bert import ElcBert
 from students.modeling_elc_bert import LayerMix
 
@@ -45,11 +45,13 @@ class Tracker:
         precision: str = "fp32",
         device: torch.device | None = None,
         devices: int = 1,
+        identity: Identity | None = None,
     ) -> None:
         """Open the logs; the metrics log is cut back to `log_length`, the bytes that the checkpoint knew.
 
         `flops_per_token`: operations of a training step for each token, forward and backward; with it the share of the
-        rate of `devices` devices like `device` in `precision` is shown. `device`: None is the CPU.
+        rate of `devices` devices like `device` in `precision` is shown, where there is one. `device`: None is the CPU.
+        `identity`: what trackers know the run by in all attempts at it.
         """
         self._writes = writes
         self._name, self._steps = name, steps
@@ -57,10 +59,10 @@ class Tracker:
             self._metrics = AppendLog(folder / METRICS, length=log_length)
             self._timings = AppendLog(folder / TIMINGS, length=_whole_lines(folder / TIMINGS))
             self._device = device or torch.device("cpu")
-            rate = devices * matmul_rate(precision, self._device) if flops_per_token is not None else None
+            rate = comparable_rate(precision, self._device) if flops_per_token is not None else None
             forget_cuda_peak(self._device)
-            self._meter = Meter(flops_per_token=flops_per_token, rate=rate)
-            self._trackers = start_trackers(folder, name, config)
+            self._meter = Meter(flops_per_token=flops_per_token, rate=None if rate is None else devices * rate)
+            self._trackers = start_trackers(folder, name, config, identity)
             self._display = open_display(config.line_every)
             self._first: tuple[int, float] | None = None  # step of the first record, and when it came
         self._since = time.monotonic()

@@ -27,6 +27,7 @@ from distill.probe import probe
 from distill.run import Run, require_kept, rows_seed
 from distill.step_data import require_rows
 from distill.timing import steps_in_minutes
+from distill.trackers import identity
 from distill.tracking import Tracker, layer_weights
 from students.registry import forward_flops_per_token
 
@@ -76,11 +77,12 @@ def train(run: Run, processes: Processes) -> None:
             keeper.after(done, before=before, words=words)
             if logs:
                 tokens = sum(len(plan.rows(each)) * plan.phase(each).seq_len for each in range(logged_at, done))
-                tracker.log({"step": done, "lr": rate, "grad_norm": norm, "words": words, **means}, tokens=tokens)
+                counted = {"words": words} | learner.facts
+                tracker.log({"step": done, "lr": rate, "grad_norm": norm, **counted, **means}, tokens=tokens)
                 logged_at = done
             if config.evaluate_every is not None and (done % config.evaluate_every == 0 or done == plan.steps):
                 with tracker.apart():
-                    look = tune.look(learner.module, learner.precision)
+                    look = tune.look(learner.module, learner.precision, micro_batch=learner.micro_batch)
                     keeper.looked(look, done, words=words)
                     tracker.look({"step": done, **look.record(), **probe(run, learner.model, processes)})
                 if weights := layer_weights(learner.model):
@@ -135,6 +137,7 @@ def _tracker(run: Run, learner: Learner, processes: Processes, plan: RunPlan, st
         precision=learner.precision,
         device=processes.device,
         devices=processes.world_size,
+        identity=identity(run),
     )
 
 
@@ -156,8 +159,11 @@ def require_in_run(name: str, config: TrainConfig, plan: RunPlan, stream: Stream
             f"{name}: the weights after step {max(beyond)} are asked for, but the run ends after {plan.steps}; "
             "ask for earlier ones"
         )
-    most = max(config.word_snapshots, default=0)
-    if most and most > (words := plan.words(stream)):
+    # the challenge's lists go as far as the run does
+    most = max(config.word_snapshots, default=0) if isinstance(config.word_snapshots, list) else 0
+    # a run of so many words ends within a step of them
+    last = sum(stream.words(first, end) for first, end in plan.spans(plan.steps - 1)) if most else 0
+    if most and most >= (words := plan.words(stream)) + last:
         raise RecipeError(
             f"{name}: the weights after {most:,} words are asked for, but the run sees {words:,}; ask for fewer"
         )

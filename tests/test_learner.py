@@ -1,8 +1,9 @@
-"""The learner: the same gradients whatever saves memory or time, and micro-batches that memory holds."""
+"""The learner: the same gradients whatever saves memory or time, and steps that fp16 leaves out."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,11 @@ import tiny
 import torch
 from torch import Tensor
 
-from corpora.errors import NoRoom
 from corpora.prepare import Corpus
 from distill.distributed import Processes
 from distill.learner import Learner
-from distill.objective import Objective
 from distill.phases import RunPlan, plan_run
 from distill.run import Run
-from distill.train import train
 
 EVERY = ("llama", "gptj", "elc_bert")
 
@@ -99,75 +97,28 @@ def test_half_precisions_are_close_to_fp32(corpus: Corpus, processes: Processes,
         assert_same(found, expected, tolerance)  # type: ignore[arg-type]
 
 
-# memory
+# steps that fp16 leaves out
 
 
-def no_room_for_more_than(rows: int, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Let memory run out in the middle of the forward pass of more rows; returns what was tried."""
-    tried: list[int] = []
-    forward = Objective.forward
-
-    def limited(self: Objective, parts: Any, *more: Any) -> Any:
-        tried.append(sum(len(part.batch) for part in parts))
-        if tried[-1] > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return forward(self, parts, *more)
-
-    monkeypatch.setattr(Objective, "forward", limited)
-    return tried
-
-
-def test_the_micro_batch_halves_itself_until_memory_holds_it(
-    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-) -> None:
-    expected = run_of(corpus, tmp_path / "given", micro_batch_size=2, batch_size=10)
-    train(expected, processes)
-    run = replace(expected, folder=tmp_path / "found", train=replace(expected.train, micro_batch_size=None))
-    tried = no_room_for_more_than(2, monkeypatch)
-    train(run, processes)
-    assert tried[:3] == [10, 5, 3] and set(tried[3:]) == {2}
-    assert capsys.readouterr().out.count("goes on with micro-batches of 2 rows") == 1
-    assert (run.folder / "model.safetensors").read_bytes() == (expected.folder / "model.safetensors").read_bytes()
-
-
-def test_a_resumed_run_goes_on_with_the_micro_batch_that_was_found(
+def test_steps_that_fp16_leaves_out_are_counted_and_change_nothing(
     corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = run_of(corpus, tmp_path / "run")
-    with monkeypatch.context() as context:
-        no_room_for_more_than(3, context)
-        update = Learner.update
+    run = run_of(corpus, tmp_path / "fp16", precision="fp16")
+    learner, plan = Learner(run, processes), plan_of(run)
+    clip = Processes.clip_grad_norm
 
-        def stopping(self: Learner, step: int, *more: Any) -> float:
-            if step == 5:
-                raise KeyboardInterrupt
-            return update(self, step, *more)
+    def overflowing(self: Processes, module: torch.nn.Module, max_norm: float) -> float:
+        return clip(self, module, max_norm) if step != 1 else math.inf
 
-        context.setattr(Learner, "update", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            train(run, processes)
-    tried = no_room_for_more_than(1_000, monkeypatch)
-    train(run, processes)
-    assert set(tried) == {2}, "recorded in the checkpoint"
-
-
-def test_one_row_too_much_and_a_given_micro_batch_end_the_run_with_5(
-    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    no_room_for_more_than(0, monkeypatch)
-    with pytest.raises(NoRoom, match="step 1: one row is too much .*shorten train.seq_len") as caught:
-        train(run_of(corpus, tmp_path / "none"), processes)
-    assert caught.value.exit_code == 5
-    with pytest.raises(NoRoom, match="set train.micro_batch_size lower than 4"):
-        train(run_of(corpus, tmp_path / "given", micro_batch_size=4), processes)
-
-
-def test_other_errors_of_torch_are_not_taken_for_a_lack_of_memory(
-    corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def broken(self: Objective, *arguments: Any) -> Any:
-        raise RuntimeError("The size of tensor a (3) must match the size of tensor b (4)")
-
-    monkeypatch.setattr(Objective, "forward", broken)
-    with pytest.raises(RuntimeError, match="size of tensor a"):
-        train(run_of(corpus, tmp_path / "run"), processes)
+    monkeypatch.setattr(Processes, "clip_grad_norm", overflowing)
+    weight, counted = next(learner.model.parameters()), []
+    for step in range(3):
+        means, before = learner.gradients(step, plan), weight.detach().clone()
+        learner.update(step, means, rate=1e-3)
+        counted.append(learner.facts["skipped_steps"])
+        assert torch.equal(weight, before) == (step == 1)
+    assert counted == [0, 1, 1]
+    again = Learner(run, processes)
+    again.restore(json.loads(json.dumps(learner.state)))
+    assert again.facts == {"skipped_steps": 1} and again.state == learner.state
+    assert Learner(run_of(corpus, tmp_path / "fp32"), processes).facts == {}

@@ -375,9 +375,9 @@ def test_processes_share_the_rows_of_a_step_and_none_is_idle(
             )
         return found
 
-    for batch_size in (4, 7):
+    for batch_size, world_sizes in ((4, (2, 3, 4)), (7, (2, 3, 4)), (19, (2, 3, 4, 8))):
         [whole] = targets(1, batch_size)
-        for world_size in (2, 3, 4):
+        for world_size in world_sizes:
             divided = targets(world_size, batch_size)
             assert all(divided)
             assert sorted(sum(divided, [])) == sorted(whole)

@@ -8,18 +8,23 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 import yaml
 from conftest import ON_CPUS, torchrun
 from torch import nn
 
 from corpora.errors import Diverged, ProcessLost, RecipeError
+from corpora.prepare import Corpus, open_corpus
+from corpora.storage import file_digest
 from distill import distributed
 from distill.distributed import Processes
 from distill.precision import Scaler, autocast
+from distill.run import Run
 
 HOUSE = Path(__file__).parent.parent
 TIMEOUT = 5.0  # seconds
@@ -202,8 +207,14 @@ def test_steps_that_overflow_are_left_out_and_halve_the_scale() -> None:
     before = scaler.state
     fp16_run(5, scaler=scaler, weight=weight, rate=0.5, overflow=(1, 2))
     assert weight.tolist() == [0.125] * 3  # three of five steps
-    assert before == {"scale": 2.0**16, "growth_tracker": 0, "skipped": 0}
-    assert scaler.state == {"scale": 2.0**14, "growth_tracker": 2, "skipped": 0}
+    assert before == {
+        **{"scale": 2.0**16, "growth_tracker": 0, "skipped": 0},
+        **{"skipped_in_all": 0, "steps": 0, "recent": []},
+    }
+    assert scaler.state == {
+        **{"scale": 2.0**14, "growth_tracker": 2, "skipped": 0},
+        **{"skipped_in_all": 2, "steps": 5, "recent": [2, 3]},
+    }
 
 
 def test_too_many_overflows_in_a_row_end_the_run() -> None:
@@ -212,6 +223,22 @@ def test_too_many_overflows_in_a_row_end_the_run() -> None:
     with pytest.raises(Diverged, match="4 steps in a row overflow fp16, down to a loss scale of 4096, at most 3 may"):
         fp16_run(9, scaler=scaler, weight=weight, rate=0.5, overflow=(2, 3, 4, 5))
     assert weight.tolist() == [0.25] * 3
+
+
+def test_too_large_a_share_of_overflows_ends_the_run_though_no_two_follow_each_other() -> None:
+    weight, scaler = nn.Parameter(torch.ones(3)), Scaler("fp16", torch.device("cpu"), 3)
+    with pytest.raises(Diverged, match="51 of the last 101 steps overflow fp16, .* at most 50 may; lower train.lr"):
+        fp16_run(200, scaler=scaler, weight=weight, rate=0.0, overflow=tuple(range(0, 200, 2)))
+
+
+def test_overflows_of_long_ago_are_counted_and_forgiven() -> None:
+    weight, scaler = nn.Parameter(torch.ones(3)), Scaler("fp16", torch.device("cpu"), 3)
+    early = tuple(range(0, 80, 2))
+    fp16_run(1_100, scaler=scaler, weight=weight, rate=0.0, overflow=early)
+    fp16_run(20, scaler=scaler, weight=weight, rate=0.0, overflow=tuple(range(0, 20, 2)))
+    assert scaler.skipped_in_all == 50 and len(scaler.state["recent"]) == 10
+    fp16_run(81, scaler=scaler, weight=weight, rate=0.0, overflow=tuple(range(0, 80, 2)))
+    assert scaler.skipped_in_all == 90 and len(scaler.state["recent"]) == 50, "exactly as many as may"
 
 
 def test_the_scale_goes_on_from_a_checkpoint() -> None:
@@ -247,6 +274,58 @@ def test_the_scale_keeps_gradients_that_fp16_would_lose() -> None:
         scaler.unscale(torch.optim.SGD(module.parameters(), lr=1.0))
     assert lost.weight.grad is not None and kept.weight.grad is not None
     assert lost.weight.grad.item() == 0 and kept.weight.grad.item() == pytest.approx(1e-8, rel=1e-2)
+
+
+# going on
+
+STOPPED = """
+from distill.learner import Learner
+from test_processes import runs_with_dropout
+
+class Stopped(Exception):
+    pass
+
+update = Learner.update
+
+def stopping(self, step, *more):
+    if step == 5:
+        raise Stopped
+    return update(self, step, *more)
+
+processes = Processes(expected=2, timeout=60.0)
+for whole, stopped in runs_with_dropout(Path(sys.argv[4]), folder):
+    train(whole, processes)
+    Learner.update = stopping
+    try:
+        train(stopped, processes)
+    except Stopped:
+        assert not (stopped.folder / "manifest.json").exists()
+        print("stopped")
+    Learner.update = update
+    train(stopped, processes)
+"""
+
+
+def runs_with_dropout(prepared: Path, folder: Path) -> list[tuple[Run, Run]]:
+    """Whole copies and shards, each twice."""
+    model = tiny.model_config("gptj", dropout=0.2, attention_dropout=0.2)
+    found = []
+    for parallel in ("ddp", "fsdp"):
+        fields = {"micro_batch_size": 2, "batch_size": 9, "parallel": parallel}
+        run = tiny.run(open_corpus(prepared), folder / parallel, model=model, **fields)
+        found.append((run, replace(run, folder=folder / f"{parallel}-stopped")))
+    return found
+
+
+def test_two_processes_go_on_to_the_same_bits_with_dropout(corpus: Corpus, tmp_path: Path) -> None:
+    prepared, script = corpus.manifest.folder.parent, tmp_path / "going_on.py"
+    script.write_text(LOADED + "from distill.train import train\n" + STOPPED)
+    finished = torchrun(2, script, "goes on", 60.0, tmp_path, prepared)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    assert finished.stdout.count("stopped") == 4, "both processes, twice"
+    for whole, stopped in runs_with_dropout(prepared, tmp_path):
+        for name in ("model.safetensors", "metrics.jsonl"):
+            assert file_digest(stopped.folder / name) == file_digest(whole.folder / name), stopped.folder.name
 
 
 # launchers

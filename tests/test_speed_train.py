@@ -233,7 +233,7 @@ def test_every_figure_is_measured_at_small_sizes(tmp_path: Path, monkeypatch: py
     assert kept[-1] == ["step-00000002", "step-00000003"]
     assert not list(tmp_path.iterdir())  # nothing stays
 
-    monkeypatch.setattr(training, "matmul_rate", lambda precision, device: 1e7)
+    monkeypatch.setattr(training, "comparable_rate", lambda precision, device: 1e7)
     table = training.steps_table(figures, SHAPES, setting)
     assert [row[:2] for row in table.rows] == [(OURS, "2 x 16"), (TRAINER, "2 x 16"), (ONE, "8 x 16"), (TWO, "8 x 16")]
     flops = flops_per_token(SHAPES.student, comparable(2, 16, steps=1, precision="fp32"), vocab_size=SHAPES.vocab_size)

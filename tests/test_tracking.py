@@ -29,7 +29,9 @@ from distill import console, throughput, trackers, tracking
 from distill.config import TrackingConfig
 from distill.console import LiveTable, Moment, PlainLines, open_display, plain_line
 from distill.distributed import Processes
-from distill.throughput import Meter, matmul_rate, resident_bytes
+from distill.learner import Learner
+from distill.throughput import Meter, comparable_rate, matmul_rate, resident_bytes
+from distill.trackers import Identity, close_trackers, identity, start_trackers
 from distill.tracking import METRICS, TIMINGS, Tracker, layer_weights, read_timings
 from distill.train import train
 
@@ -291,16 +293,52 @@ def test_what_is_shown_is_what_was_logged(tmp_path: Path, clock: Clock, capsys: 
 
 
 def test_the_meter_looks_back_half_a_minute() -> None:
-    meter = Meter(flops_per_token=6.0, rate=2400.0)
+    meter = Meter(flops_per_token=6.0, rate=24_000.0)
     assert meter.tokens_per_second == 0
     meter.add(100_000, 100.0)
-    assert meter.tokens_per_second == 1000 and meter.share == 6.0 * 1000 / 2400
+    assert meter.tokens_per_second == 1000 and meter.share == 6.0 * 1000 / 24_000
     for _ in range(3):
         meter.add(1000, 10.0)
     assert meter.tokens_per_second == pytest.approx(100), "what is older is forgotten"
     meter.add(4000, 10.0)
     assert meter.tokens_per_second == pytest.approx(6000 / 30)
     assert Meter(rate=1.0).share is None and Meter(flops_per_token=1.0).share is None
+
+
+def test_a_share_that_cannot_be_is_told_once_and_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter(flops_per_token=10.0, rate=1000.0)
+    meter.add(105, 1.0)
+    assert meter.share == 1.05, "noise"
+    for _ in range(2):
+        meter.add(500, 1.0)
+        assert meter.share is None
+    assert capsys.readouterr().err == (
+        "throughput: the model has 302% of the rate of matrix products, which was measured while the machine did "
+        "something else; the share is left out\n"
+    )
+    meter.add(1, 1000.0)
+    assert meter.share is None, "the rate is as wrong as it was"
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "supported", "there"),
+    [
+        ("fp16", "cpu", False, False),
+        ("fp16", "cpu", True, True),
+        ("bf16", "cpu", False, False),
+        ("bf16", "cpu", True, True),
+        ("fp32", "cpu", False, True),
+        ("fp16", "cuda", False, True),
+    ],
+)
+def test_products_that_a_cpu_does_not_have_are_no_rate(
+    monkeypatch: pytest.MonkeyPatch, precision: str, device: str, supported: bool, there: bool
+) -> None:
+    """Products in a loop take what their shape takes: an fp16 run had 294 % of them."""
+    monkeypatch.setattr(throughput, "matmul_rate", lambda precision, device: 7.0)
+    answers = dict.fromkeys(("_is_mkldnn_bf16_supported", "_is_mkldnn_fp16_supported"), lambda: supported)
+    monkeypatch.setattr(torch.ops, "mkldnn", SimpleNamespace(**answers))
+    assert comparable_rate(precision, torch.device(device)) == (7.0 if there else None)
 
 
 def test_the_rate_is_measured_once_and_counts_a_product_as_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +409,7 @@ def fake_wandb(
         return call
 
     sent: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-    run = SimpleNamespace(log=method("log"), finish=method("finish"))
+    run = SimpleNamespace(log=method("log"), finish=method("finish"), define_metric=lambda name, step_metric: None)
     return SimpleNamespace(
         init=method("init", run), login=lambda **keywords: key, Settings=SimpleNamespace, sent=sent, run=None
     )
@@ -462,7 +500,7 @@ def test_a_tracker_that_is_behind_loses_records_and_never_the_run(
     threading.Timer(0.1, release.set).start()
     tracker.close()
     # one was being sent, four waited, and the oldest of them made room for the end
-    assert [keywords["step"] for _, keywords in fake.sent if "step" in keywords] == [1, 3, 4, 5]
+    assert [arguments[0]["step"] for arguments, _ in fake.sent if arguments] == [1, 3, 4, 5]
     assert capsys.readouterr().err == "tracking: wandb has finished; 16 records were dropped\n"
 
 
@@ -502,12 +540,12 @@ def test_wandb_is_offline_without_a_key(
         tracker.log(record_of(2), tokens=10)
         tracker.look({"step": 2, "causal": {"cross_entropy": 3.5, "bits_per_byte": None}})
         tracker.facts({"step": 2, "layer_weights": {"1": [0.25, 0.75]}})
-    (_, init), ((log,), at), ((look,), _), ((facts,), _), _ = fake.sent
+    (_, init), ((log,), _), ((look,), _), ((facts,), _), _ = fake.sent
     assert (init["mode"], init["project"], init["name"], init["dir"]) == (mode, "wine", "run", str(tmp_path))
-    assert at == {"step": 2} and log["causal/cross_entropy"] == 3.0 and log["words"] == 140
-    assert {"tokens_per_second", "resident_bytes"} <= log.keys() and "step" not in log
-    assert look == {"tune/causal/cross_entropy": 3.5}
-    assert facts == {"facts/layer_weights/1/0": 0.25, "facts/layer_weights/1/1": 0.75}
+    assert log["step"] == 2 and log["causal/cross_entropy"] == 3.0 and log["words"] == 140
+    assert {"tokens_per_second", "resident_bytes"} <= log.keys()
+    assert look == {"step": 2, "tune/causal/cross_entropy": 3.5}
+    assert facts == {"step": 2, "facts/layer_weights/1/0": 0.25, "facts/layer_weights/1/1": 0.75}
 
 
 def test_the_real_wandb_takes_what_it_is_given(
@@ -517,10 +555,51 @@ def test_the_real_wandb_takes_what_it_is_given(
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setattr(trackers, "CLOSE_SECONDS", 120.0)  # its process starts slowly where much else runs
     monkeypatch.setattr(trackers, "START_SECONDS", 120.0)
-    with closing(tracker_of(tmp_path)) as tracker:
-        tracker.log(record_of(1), tokens=10)
+    known = Identity(id="0123abcd", settings={"train": {"lr": 0.125, "optimizer": "muon"}})
+    for attempt in ((1, 2), (2, 3)):
+        started = start_trackers(tmp_path, "run", WANDB, known)
+        for step in attempt:
+            for each in started:
+                each.send(step, {"lr": 0.1})
+        close_trackers(started)
+        time.sleep(1.0 - time.time() % 1.0)  # its folders are named by the second
     assert "tracking:" not in capsys.readouterr().err
-    assert len(list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    files = sorted((tmp_path / "wandb").glob("offline-run-*-0123abcd/run-0123abcd.wandb"))
+    assert len(files) == 2, "a folder for each attempt, which `wandb sync` joins by the id"
+    assert all(b'"optimizer"' in path.read_bytes() for path in files)
+
+
+def test_a_run_that_resumes_is_the_same_one_to_its_tracker(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = replace(tiny.run(corpus, tmp_path / "run", steps=4, checkpoint_every=2), tracking=WANDB)
+    update, crashes = Learner.update, iter([True])
+
+    def crash(learner: Learner, step: int, *more: Any) -> float:
+        if step == 3 and next(crashes, False):
+            raise KeyboardInterrupt
+        return update(learner, step, *more)
+
+    monkeypatch.setattr(Learner, "update", crash)
+    fake = fake_wandb([])
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, Processes())
+    train(run, Processes())
+    first, second = (keywords for _, keywords in fake.sent if "project" in keywords)
+    assert first["id"] == second["id"] and first["resume"] == second["resume"] == "allow"
+    # what came after the checkpoint comes again; the steps are an axis that does not mind
+    assert [arguments[0]["step"] for arguments, _ in fake.sent if arguments] == [1, 2, 3, 3, 4]
+    assert first["config"]["train"]["lr"] == run.train.lr and first["config"]["model"]["architecture"] == "llama"
+    assert first["config"] == second["config"] == json.loads(json.dumps(first["config"]))
+    assert str(tmp_path) not in json.dumps(first["config"])
+
+
+def test_another_recipe_or_another_folder_is_another_run(corpus: Corpus, tmp_path: Path) -> None:
+    run = tiny.run(corpus, tmp_path / "run")
+    others = (tiny.run(corpus, tmp_path / "run", lr=1.0), replace(run, folder=tmp_path / "other"))
+    assert identity(run) == identity(replace(run, tracking=WANDB))
+    assert len({identity(each).id for each in (run, *others)}) == 3
 
 
 def test_event_files_hold_the_curves_of_all_attempts(tmp_path: Path) -> None:

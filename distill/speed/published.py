@@ -19,7 +19,7 @@ from distill.distributed import Processes
 from distill.recipe import load_recipe
 from distill.speed.data import Shapes, random_corpus
 from distill.speed.whole_step import OurTraining, flops_per_token
-from distill.throughput import matmul_rate
+from distill.throughput import comparable_rate
 from students.config import ModelConfig
 
 SIDES = {"as it is": False, "compiled": True}  # train.compile
@@ -69,6 +69,7 @@ def _rows(name: str, case: Case, setting: Setting) -> Iterator[tuple[str, ...]]:
         timings = interleaved(steps, repetitions=setting.repetitions, device=device)
     flops = flops_per_token(case.model, case.train, vocab_size=case.vocab_size)
     for side, timing in timings.items():
+        rate = comparable_rate(trainings[side].learner.precision, device)
         learner, speed = trainings[side].learner, case.rows * case.train.seq_len / timing.median
         yield (
             name,
@@ -77,7 +78,7 @@ def _rows(name: str, case: Case, setting: Setting) -> Iterator[tuple[str, ...]]:
             str(learner.micro_batch or case.rows),
             f"{1000 * timing.median:,.0f}",
             f"{speed:,.0f}",
-            f"{100 * flops * speed / matmul_rate(learner.precision, device):.1f} %",
+            "-" if rate is None else f"{100 * flops * speed / rate:.1f} %",
             "-" if timing.peak_bytes is None else f"{timing.peak_bytes / 2**20:,.0f}",
         )
     # what was compiled for one model would be tried on the next, and found not to fit

@@ -35,7 +35,7 @@ from distill.speed.trainer import OURS, TRAINER, take_turns
 from distill.speed.two_processes import ONE, TWO, step_rows, step_seconds
 from distill.speed.whole_step import CACHE, OurTraining, comparable, flops_per_token
 from distill.step_data import step_data
-from distill.throughput import matmul_rate
+from distill.throughput import comparable_rate
 
 GOALS = {
     goal.name: goal
@@ -120,7 +120,7 @@ def steps_table(figures: Sequence[Figure], shapes: Shapes, setting: Setting) -> 
     for figure in figures:
         for side, speed in figure.medians.items() if figure.goal.name in _STEP_FIGURES else ():
             step, device = measured_on[side]
-            share = flops * speed / matmul_rate(resolve_precision(setting.precision, device.type), device)
+            rate = comparable_rate(resolve_precision(setting.precision, device.type), device)
             peak = figure.memory.get(side)
             rows.append(
                 (
@@ -128,7 +128,7 @@ def steps_table(figures: Sequence[Figure], shapes: Shapes, setting: Setting) -> 
                     f"{step} x {shapes.seq_len}",
                     f"{1000 * step * shapes.seq_len / speed:,.0f}",
                     f"{speed:,.0f}",
-                    f"{100 * share:.1f} %",
+                    "-" if rate is None else f"{100 * flops * speed / rate:.1f} %",
                     "-" if peak is None else f"{peak / 2**20:,.0f}",
                 )
             )
