@@ -42,7 +42,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small folder of data in the layout of the challenge."""
     root = tmp_path_factory.mktemp("data")
     full = root / "evaluation_data" / "full_eval"
-    for name, line in LINES.items():
+    for name in ("blimp_filtered", "supplement_filtered", "ewok_filtered", "entity_tracking", "comps"):
+        line = LINES[name]
         lines = [_changed(line, word) for word in WORDS]
         write(full / name / ("comps_base.jsonl" if name == "comps" else "regular.jsonl"), *lines)
     for task in ("wug_adj_nominalization", "wug_past_tense"):

@@ -46,6 +46,13 @@ LINES: dict[str, dict[str, Any]] = {
     },
     "comps": {"prefix_acceptable": "A dog", "prefix_unacceptable": "A stone", "property_phrase": "can bark."},
 }
+LINES |= {
+    f"{name}_2026": LINES[base] for name, base in (("ewok", "ewok_filtered"), ("entity_tracking", "entity_tracking"))
+}
+LINES["entity_tracking_2026"] = LINES["entity_tracking"] | {"options": ["the cup.", "the pen.", "the hat."]}
+PIQA = {"example_id": "p7", "prompt": "To cool tea", "label": 1}
+LINES["global_piqa_parallel"] = PIQA | {f"solution{number}": f"do {number}" for number in range(4)}
+LINES["global_piqa_nonparallel"] = PIQA | {f"solution{number}": f"do {number}" for number in range(2)}
 ASKED: dict[str, list[tuple[str, str]]] = {
     "blimp_filtered": [("", "A cat sleeps."), ("", "A cat sleep.")],
     "supplement_filtered": [("", "Is it? Yes."), ("", "Is it? She.")],
@@ -53,13 +60,24 @@ ASKED: dict[str, list[tuple[str, str]]] = {
     "entity_tracking": [("Box 0 contains ", text) for text in ("the cup.", "the pen.", "nothing.")],
     "comps": [("A dog ", "can bark."), ("A stone ", "can bark.")],
 }
-SAID = {"comps": ("A dog can bark.", "A stone can bark.")}
+ASKED["ewok_2026"] = [("It rains.", " The road is wet."), ("It is dry.", " The road is wet.")]
+ASKED["entity_tracking_2026"] = [("Box 0 contains ", text) for text in ("the cup.", "the pen.", "the hat.")]
+ASKED["global_piqa_parallel"] = [("To cool tea", f" do {number}") for number in (1, 0, 2, 3)]
+ASKED["global_piqa_nonparallel"] = [("To cool tea", f" do {number}") for number in (1, 0)]
+SAID = {
+    "ewok_2026": ("It rains. The road is wet.", "It is dry. The road is wet."),
+    "comps": ("A dog can bark.", "A stone can bark."),
+}
 UIDS = {
     "blimp_filtered": "agreement_1",
     "supplement_filtered": "comps_wugs_dist-before",
     "ewok_filtered": "material-dynamics",
     "entity_tracking": "comps_wugs_dist-before_2_ops",
     "comps": "wugs_dist_before",
+    "ewok_2026": "material-dynamics",
+    "entity_tracking_2026": "comps_wugs_dist-before_2_ops",
+    "global_piqa_parallel": "global_piqa_parallel",
+    "global_piqa_nonparallel": "global_piqa_nonparallel",
 }
 
 

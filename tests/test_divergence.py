@@ -64,7 +64,7 @@ def test_weights_that_are_lost_in_the_last_step_are_not_committed(
 def test_a_look_that_is_not_finite_is_no_best_one(
     corpus: Corpus, processes: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(TuneStream, "look", lambda *given: Look({"causal": math.nan}, None))
+    monkeypatch.setattr(TuneStream, "look", lambda *given, **more: Look({"causal": math.nan}, None))
     run = tiny.run(corpus, tmp_path / "run", evaluate_every=1, keep="best")
     with pytest.raises(
         Diverged, match="step 1: cross-entropy nan on the tune stream; expected a number; lower train.lr"

@@ -38,7 +38,7 @@ def raised_in(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, number: si
         (stages, "prepare_corpus", signal.SIGUSR1, "the corpus is there, and stopped then", "corpus/manifest.json"),
         (Learner, "whole", signal.SIGTERM, "llama is trained, and stopped then", "teachers/llama/manifest.json"),
         (stages, "capture", signal.SIGUSR1, "before shard 1 of", "teachers/elc/manifest.json"),
-        (ScoreBoard, "scores", signal.SIGTERM, "before gptj was scored", "students"),
+        (ScoreBoard, "scores", signal.SIGTERM, "before llama was scored", "students"),
     ],
     ids=["corpus", "the last step of a run", "caches", "scores"],
 )

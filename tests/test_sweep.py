@@ -232,7 +232,7 @@ def test_the_summary_has_means_and_spreads_of_every_model(finished: tuple[Path, 
     summary = summary_of(recipe)
     lines = {line["model"]: line for line in summary["lines"]}
     rows = [{row["name"]: row for row in report["rows"]} for report in reports(recipe, "seed=1", "seed=2")]
-    assert lines.keys() == rows[0].keys() == {"teacher", "student", "student.no_teacher_equal_steps"}
+    assert lines.keys() == rows[0].keys() == {"5-gram", "teacher", "student", "student.no_teacher_equal_steps"}
     for name, line in lines.items():
         assert (line["runs"], line["setting"], line["best"], line["failed"]) == (2, {}, False, 0)
         measured = [measure for measure in CROSS_ENTROPIES if rows[0][name].get(measure) is not None]
@@ -287,7 +287,7 @@ def test_settings_share_what_does_not_vary_and_a_failed_run_is_recorded(
     assert "all must be finite" in summary["runs"][1]["failure"]
     assert any(note.startswith("lr=1e30 failed: ") for note in summary["notes"])
     assert {line["setting"][LR] for line in summary["lines"]} == {"1e-2", "2e-2"}
-    assert [line["runs"] for line in summary["lines"]] == [1] * 6
+    assert [line["runs"] for line in summary["lines"]] == [1] * 8
     assert all(line["test_cross_entropy"]["deviation"] is None for line in summary["lines"])
     # moved as a whole it is still whole; the links are relative
     moved = Path(shutil.move(tmp_path / "run", tmp_path / "moved"))

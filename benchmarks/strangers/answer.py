@@ -21,8 +21,9 @@ def main(file: Path) -> None:
     speaks = os.dup(1)  # what the stranger's code prints is no answer
     os.dup2(2, 1)
     scores = answers(asked)
-    with os.fdopen(speaks, "w") as answer:
-        json.dump({"scores": [score if math.isfinite(score) else None for score in scores]}, answer)
+    answer = json.dumps({"scores": [score if math.isfinite(score) else None for score in scores]})
+    with os.fdopen(speaks, "w") as parent:
+        parent.write(answer)
 
 
 def answers(asked: dict[str, Any]) -> list[float]:
@@ -44,7 +45,7 @@ def answers(asked: dict[str, Any]) -> list[float]:
     candidate = candidate_from_model(folder.name, model, objective, shift=1 if backend == "mntp" else 0)
     tokenizer, protocol = read_scoring_tokenizer(folder), Protocol(**asked["protocol"])
     scorer = Scorer(folder.name, (candidate,), tokenizer, protocol, asked["max_tokens"])
-    requests = [Request(context, text, apart) for context, text, apart in asked["requests"]]
+    requests = [Request(*request) for request in asked["requests"]]
     return scorer.scores(requests).tolist()
 
 

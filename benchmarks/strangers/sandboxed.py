@@ -17,6 +17,7 @@ from benchmarks.request import Request
 from benchmarks.sandbox import TORCH_BYTES, run_sandboxed_json
 from benchmarks.strangers.refusal import refuse, shown
 from corpora.batch import Objective
+from corpora.storage import write_file
 
 BYTES_PER_SCORE = 32  # of JSON, at most
 REMEDY = "ask who made it"
@@ -50,11 +51,11 @@ class SandboxedScorer:
             "backend": self.backend,
             "protocol": asdict(self.protocol),
             "max_tokens": self.max_tokens,
-            "requests": [[request.context, request.text, request.apart] for request in requests],
+            "requests": [[request.context, request.text, request.apart, request.mean] for request in requests],
         }
         with tempfile.TemporaryDirectory(prefix="cuvee-asked-") as folder:
             file = Path(folder) / "asked.json"
-            file.write_text(json.dumps(asked), "utf-8")
+            write_file(file, json.dumps(asked).encode())
             answer = run_sandboxed_json(
                 [sys.executable, "-m", "benchmarks.strangers.answer", str(file)],
                 readable=[self.folder.resolve(), file],
