@@ -91,10 +91,9 @@ def _written_out(
     )
     if (groups := query_BHTE.shape[1] // key_BHTE.shape[1]) > 1:  # heads that share keys and values
         key_BHTE, value_BHTE = (tensor.repeat_interleave(groups, 1) for tensor in (key_BHTE, value_BHTE))
-    queries, keys = query_BHTE.shape[2], key_BHTE.shape[2]
-    if mask_B1TT is None:  # causal; the queries are the last of the keys
-        mask_B1TT = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    scores_BHTT = query_BHTE @ key_BHTE.transpose(2, 3) + additive_mask(mask_B1TT).to(torch.bfloat16)
+    length = query_BHTE.shape[2]
+    mask = torch.ones(length, length, dtype=torch.bool).tril() if mask_B1TT is None else mask_B1TT
+    scores_BHTT = query_BHTE @ key_BHTE.transpose(2, 3) + additive_mask(mask).to(torch.bfloat16)
     # sums in fp32 inside, and rounds what it returns once
     probs_BHTT = functional.dropout(scores_BHTT.softmax(-1), dropout)
     return (probs_BHTT @ value_BHTE).transpose(1, 2).contiguous()

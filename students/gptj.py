@@ -5,9 +5,8 @@ Axes: B rows, T positions, D hidden, F feed-forward width, V vocabulary.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
-from transformers import DynamicCache, GPTJConfig, GPTJForCausalLM
+from transformers import GPTJConfig, GPTJForCausalLM
 
 from corpora.errors import InputRefused, RecipeError
 from corpora.token_ids import TokenIds
@@ -35,25 +34,6 @@ class GptJ(Buildable):
             position_ids=positions_in_segments(segments_BT),
             use_cache=False,
         )
-        return outputs.last_hidden_state
-
-    def features_after(self, prefix_ids_GP: Tensor, input_ids_BT: Tensor) -> Tensor:
-        """By the keys and values of the prefixes."""
-        cache = DynamicCache(config=self.network.config)
-        whole = torch.zeros(1, prefix_ids_GP.shape[1] + input_ids_BT.shape[1], device=input_ids_BT.device)
-        mask_B1TT = additive_mask(attention_mask(whole, causal=True))
-        length = prefix_ids_GP.shape[1]
-        positions_BT = torch.arange(whole.shape[1], device=whole.device)[None]
-        for ids, rows in ((prefix_ids_GP, slice(0, length)), (input_ids_BT, slice(length, None))):
-            outputs = self.network.transformer(
-                ids,
-                attention_mask=mask_B1TT[:, :, rows, : rows.stop],
-                position_ids=positions_BT[:, rows].expand(len(ids), -1),
-                past_key_values=cache,
-                use_cache=True,
-            )
-            if ids is prefix_ids_GP:
-                cache.batch_repeat_interleave(len(input_ids_BT) // len(prefix_ids_GP))
         return outputs.last_hidden_state
 
     def head(self) -> Head:

@@ -1,6 +1,6 @@
 """A model of any architecture as the toolkit sees it: features and head apart (house contract 3).
 
-Axes: B rows, T positions, D features, N target rows, G prefixes of P positions.
+Axes: B rows, T positions, D features, N target rows.
 """
 
 from __future__ import annotations
@@ -41,14 +41,6 @@ class LanguageModel(nn.Module, ABC):
 
         Attention stays inside runs of equal segments; with `causal` a position sees itself and what stands before it.
         """
-
-    def features_after(self, prefix_ids_GP: Tensor, input_ids_BT: Tensor) -> Tensor | None:
-        """Causal features [B, T, D] of rows that go on from prefixes, each prefix read once for B / G rows in a row.
-
-        Prefixes are whole documents so far, of one length; rows may be padded at their end with any token. None where
-        an architecture cannot go on from what it has read.
-        """
-        return None
 
     @abstractmethod
     def head(self) -> Head:

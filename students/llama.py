@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from corpora.errors import InputRefused, RecipeError
 from corpora.token_ids import TokenIds
@@ -36,13 +36,6 @@ class Llama(Buildable):
             positions_BT = positions_in_segments(segments_BT)
         outputs = self.network.model(input_ids_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False)
         return outputs.last_hidden_state
-
-    def features_after(self, prefix_ids_GP: Tensor, input_ids_BT: Tensor) -> Tensor:
-        """By the keys and values of the prefixes."""
-        cache = DynamicCache(config=self.network.config)
-        self.network.model(prefix_ids_GP, past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(input_ids_BT) // len(prefix_ids_GP))
-        return self.network.model(input_ids_BT, past_key_values=cache, use_cache=True).last_hidden_state
 
     def head(self) -> Head:
         """Output embedding, without a bias."""

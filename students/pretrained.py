@@ -17,8 +17,7 @@ import safetensors
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -91,23 +90,6 @@ class Pretrained(LanguageModel):
                 f"{self._place}: {found} meets the output embedding of {type(self.network).__name__}, expected "
                 f"{(*input_ids_BT.shape, self.config.hidden_size)}; choose another model"
             )
-        return features_BTD
-
-    def features_after(self, prefix_ids_GP: Tensor, input_ids_BT: Tensor) -> Tensor | None:
-        """Of causal models that keep keys and values; others read everything again."""
-        if self.objective != "causal" or self.config.max_positions < prefix_ids_GP.shape[1] + input_ids_BT.shape[1]:
-            return None
-        cache = DynamicCache(config=self.network.config)
-        self.network.base_model(input_ids=prefix_ids_GP, past_key_values=cache, use_cache=True)
-        if not all(isinstance(layer, DynamicLayer) and layer.is_initialized for layer in cache.layers):
-            return None  # a recurrent model, a sliding window, or a cache of its own
-        cache.batch_repeat_interleave(len(input_ids_BT) // len(prefix_ids_GP))
-        catching = self._embedding.register_forward_pre_hook(self._catch)
-        try:
-            self.network(input_ids=input_ids_BT, past_key_values=cache, use_cache=True)
-        finally:
-            catching.remove()
-        features_BTD, self._caught_BTD = self._caught_BTD, None
         return features_BTD
 
     def head(self) -> Head:
@@ -264,9 +246,7 @@ def _prove(model: Pretrained, place: str) -> None:
         before_BTD = model.features(later_BT, segments_BT, causal)[:, :-1]
     remedy = "choose another model"
     if not own_NV.isfinite().all():
-        raise Diverged(
-            f"{place}: {name} answers what is no number; expected logits; the candidate is invalid, {remedy}"
-        )
+        raise Diverged(f"{place}: logits of {name} are not finite; expected numbers; the candidate is invalid; {remedy}")
     if not _alike(made_NV, own_NV):
         difference = (made_NV - own_NV).abs().max().item() if made_NV.shape == own_NV.shape else float("nan")
         raise InputRefused(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from corpora.batch import PADDING_SEGMENT, Batch, causal_view, masked_view
 from corpora.errors import Damaged, InputRefused, RecipeError
@@ -29,7 +29,6 @@ from students.attention import (
 )
 from students.buildable import Buildable
 from students.config import ModelConfig
-from students.pretrained import Pretrained
 from students.registry import ARCHITECTURES, build_model, forward_flops_per_token, parameter_count
 from students.run_folder import load_model, save_model
 
@@ -144,33 +143,6 @@ def test_bf16_autocast_stays_near_fp32(architecture: str, causal: bool) -> None:
         model.head().logits(rounded_BTD).mean().backward()
     error = (rounded_BTD.float() - exact_BTD).norm() / exact_BTD.norm()
     assert error < 0.05
-
-
-@pytest.mark.parametrize("kind", ["llama", "gptj", "gpt2", "gpt_neox"])
-def test_rows_that_go_on_from_prefixes_read_as_if_whole(kind: str) -> None:
-    model = small_model(kind) if kind in SMALL else small_pretrained(kind)
-    prefixes_GP, rows_BT = some_tokens(3, 9), some_tokens(6, 5)
-    whole_BT = torch.cat([prefixes_GP.repeat_interleave(2, 0), rows_BT], dim=1)
-    with torch.no_grad():
-        whole_BTD = model.features(whole_BT, torch.zeros_like(whole_BT), True)
-        after_BTD = model.features_after(prefixes_GP, rows_BT)
-    assert after_BTD is not None
-    assert torch.allclose(after_BTD, whole_BTD[:, 9:], atol=2e-5)
-
-
-def test_what_cannot_go_on_says_so() -> None:
-    assert small_model("elc_bert").features_after(some_tokens(1, 3), some_tokens(2, 4)) is None
-    assert small_pretrained("mamba").features_after(some_tokens(1, 3), some_tokens(2, 4)) is None
-
-
-def small_pretrained(kind: str) -> Pretrained:
-    """A small random causal model of transformers'."""
-    sizes = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
-    extra = {"mamba": {"state_size": 4}}.get(kind, {"max_position_embeddings": 64, "intermediate_size": 64})
-    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    torch.manual_seed(0)
-    network = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **extra, **tokens))
-    return Pretrained(network.eval(), "causal", kind).eval()
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["causal", "segments"])
