@@ -27,6 +27,7 @@ class Choice:
     place: str = ""  # `file:line`, for messages
     number: int = 0  # line in the file, from 1: the address of the item
     said: tuple[str, ...] = ()  # how a submission names each option
+    name: str = ""  # of the item, where a submission has each alone
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class Answering(Protocol):
 def asked_order(tasks: Iterable[ChoiceTask]) -> list[Request]:
     """Every option of all items, once, in an order that does not know which is right: that of their texts."""
     options = {option for task in tasks for item in task.items for option in item.options}
-    return sorted(options, key=lambda option: (option.text, option.context, option.apart))
+    return sorted(options, key=lambda option: (option.text, option.context, option.apart, option.mean))
 
 
 def score_choices(scorer: Answering, tasks: Sequence[ChoiceTask], *, report_invalid: bool = False) -> ChoiceResults:

@@ -14,9 +14,11 @@ class Request:
     """A text whose tokens are scored, and what stands before it, whose tokens are only read.
 
     The two are tokenised as one string, so a space between them is written at the beginning of `text`. With `apart`
-    they are tokenised one by one and their tokens joined, as surprisals of single words are measured.
+    they are tokenised one by one and their tokens joined, as surprisals of single words are measured. With `mean` the
+    score is the mean over the text's tokens, whatever the protocol says: texts of several lengths are compared.
     """
 
     context: str
     text: str
     apart: bool = False
+    mean: bool = False

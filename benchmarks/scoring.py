@@ -90,8 +90,9 @@ class Scorer:
         assert self.store is not None or not several, "processes meet in the store"
         for number, block in enumerate(_blocks(rows[0])):
             if number % self.team.world_size == self.team.rank:
-                scores = self._summed([[of_part[index] for index in block] for of_part in rows])
-                made = dict(zip((requests[index] for index in block), scores, strict=True))
+                asked = [requests[index] for index in block]
+                scores = self._summed(asked, [[of_part[index] for index in block] for of_part in rows])
+                made = dict(zip(asked, scores, strict=True))
                 if self.store is not None:
                     self.store.add(made)
                 found |= made
@@ -100,13 +101,16 @@ class Scorer:
             found |= self.store.find(requests)
         return found
 
-    def _summed(self, rows_of_parts: Sequence[Sequence[ScoredRow]]) -> list[float]:
-        """The scores of some rows, each part's reduced as the protocol says, and then added."""
-        total = np.zeros(len(rows_of_parts[0]))
+    def _summed(self, requests: Sequence[Request], rows_of_parts: Sequence[Sequence[ScoredRow]]) -> list[float]:
+        """The scores of some requests, each part's reduced as they or the protocol say, and then added."""
+        total = np.zeros(len(requests))
         for part, rows in zip(self.parts, rows_of_parts, strict=True):
             scores = token_scores(part, rows, mask_id=self.tokenizer.mask_id, max_tokens=self.max_tokens)
             reduction = self.protocol.masked_reduction if _masked(part) else self.protocol.causal_reduction
-            total += [each.mean() if reduction == "mean" else each.sum() for each in scores]
+            total += [
+                each.mean() if request.mean or reduction == "mean" else each.sum()
+                for request, each in zip(requests, scores, strict=True)
+            ]
         return total.tolist()
 
     def _require(self, row: ScoredRow, part: Candidate, place: str) -> None:

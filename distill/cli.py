@@ -253,6 +253,46 @@ def finetune(
 
 
 @app.command()
+def submit(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, RUN_DIR/students/NAME-... and so on.")],
+    track: Annotated[str, typer.Option(help="strict-small or strict.")],
+    year: Annotated[int, typer.Option(help="2024, 2025 or 2026.")],
+    out: Annotated[Path, typer.Option(help="Where the submission is written.")],
+    data: Annotated[Path | None, typer.Option(help="The challenge's folder of data, or one above it.")] = None,
+    backend: Annotated[str | None, typer.Option(help="causal, mlm or mntp; left out: as trained.")] = None,
+    finetuned: Annotated[Path | None, typer.Option(help="What `finetune` made of RUN: TASK/seed_N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of fine-tuning; left out: the first of the year's preset.")] = None,
+    aoa: Annotated[Path | None, typer.Option(help="Folder of cdi_childes.json and cdi_human.csv.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the model; left out: the run folder's.")] = None,
+    licence: Annotated[str, typer.Option(help="Of the weights of the teachers that the run_dir trained.")] = "",
+    answers: Annotated[
+        Path | None, typer.Option(help="Where single scores are kept and found again; left out: beside OUT.")
+    ] = None,
+) -> None:
+    """Score a run and its checkpoints, and write a year's submission, with every teacher's text, words and licence.
+
+    What is missing or too much is told before anything is scored.
+    """
+    known = _one_of("--backend", backend, "causal", "mlm", "mntp")
+    from distill import submitting
+
+    config = submitting.SubmissionConfig(
+        track=track,
+        year=year,
+        out=out,
+        data=data,
+        backend=known,  # type: ignore[arg-type]
+        finetuned=finetuned,
+        seed=seed,
+        aoa=aoa,
+        name=name,
+        licence=licence,
+        answers=answers,
+    )
+    submitting.submit(folder, config)
+
+
+@app.command()
 def plan(
     recipe: RecipeFile,
     overrides: Overrides = None,

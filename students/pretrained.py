@@ -246,7 +246,7 @@ def _prove(model: Pretrained, place: str) -> None:
         before_BTD = model.features(later_BT, segments_BT, causal)[:, :-1]
     remedy = "choose another model"
     if not own_NV.isfinite().all():
-        raise Diverged(f"{place}: {name} answers what is no number; expected logits; the candidate is invalid, {remedy}")
+        raise Diverged(f"{place}: {name} gives logits that are no numbers; expected numbers; it is invalid, {remedy}")
     if not _alike(made_NV, own_NV):
         difference = (made_NV - own_NV).abs().max().item() if made_NV.shape == own_NV.shape else float("nan")
         raise InputRefused(

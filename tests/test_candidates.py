@@ -267,7 +267,7 @@ def test_a_model_that_answers_nan_is_invalid(run_dir: Path, data: Path, tmp_path
 
     folder = stranger(tmp_path / "guest", run_dir, spoil)
     code, lines = cuvee("score", str(folder), "--data", str(data), "--tasks", "blimp_filtered")
-    assert code == 6 and "the candidate is invalid" in lines[0]
+    assert code == 6 and "it is invalid" in lines[0]
 
 
 def test_own_pairs_with_names_of_columns(run_dir: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from benchmarks.choices import Choice, ChoiceTask
 from benchmarks.json_lines import read_rows, refuse, text_of
 from benchmarks.minimal_pairs import drawn
 from benchmarks.request import Request
-from benchmarks.tasks.definition import ChoiceBenchmark, Option, choice_benchmarks
+from benchmarks.tasks.definition import ChoiceBenchmark, choice_benchmarks
 from corpora.errors import InputRefused, suggestion
 
 # below the folder that is named: as the challenge's archive is unpacked, or the data folder itself
@@ -94,13 +94,14 @@ def _choice(benchmark: ChoiceBenchmark, said: _Said, number: int, place: str) ->
     else:
         (option,) = benchmark.options
         filled = [(option, said.with_option(text)) for text in said.texts(benchmark.each)]
-    options = tuple(_request(option, each) for option, each in filled)
+    if benchmark.right is not None:
+        filled.insert(0, filled.pop(said.number(benchmark.right, len(filled))))
+    mean = benchmark.reduction == "mean"
+    options = tuple(
+        Request(each.filled(option.context), each.filled(option.text), mean=mean) for option, each in filled
+    )
     names = tuple(each.filled(option.text if option.said is None else option.said) for option, each in filled)
-    return Choice(options=options, place=place, number=number, said=names)
-
-
-def _request(option: Option, said: _Said) -> Request:
-    return Request(said.filled(option.context), said.filled(option.text))
+    return Choice(options=options, place=place, number=number, said=names, name=said.filled(benchmark.item))
 
 
 class _Said:
@@ -126,6 +127,13 @@ class _Said:
         if not isinstance(values, list) or len(values) < 2:
             refuse(self._place, f"{key} is not a list of options", "at least two texts, the right one first")
         return [text_of({key: value}, key, self._place) for value in values]
+
+    def number(self, key: str, most: int) -> int:
+        """The number of one of so many options."""
+        value = self._row.get(key)
+        if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < most:
+            refuse(self._place, f"{key} is {value!r}", f"the right option's number, 0 to {most - 1}")
+        return value
 
     def with_option(self, text: str) -> _Said:
         """The line, of which one option is looked at."""

@@ -22,7 +22,7 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceBenchmark:
-    """A folder of JSON Lines, each of which is a choice; the first option is right in every line."""
+    """A folder of JSON Lines, each of which is a choice."""
 
     name: str
     title: str
@@ -35,6 +35,9 @@ class ChoiceBenchmark:
     uids: dict[str, str] = dataclasses.field(default_factory=dict)  # what a UID is called in submissions
     shared_by_line: tuple[Literal["field", "term"], ...] = ()  # said of lines, not of paradigms
     without: str | None = None  # items are left out of which an option holds this text
+    right: str | None = None  # key of the right option's number, from 0; None: the first is right in every line
+    item: str = ""  # what an item is called, where a submission has each alone
+    reduction: Literal["mean"] | None = None  # over the tokens of an option; None: as the protocol says
 
 
 @cache
