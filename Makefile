@@ -2,7 +2,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed
 
-.PHONY: .venv quickstart test lint clean
+.PHONY: .venv quickstart test test-peers peers lint clean
 
 .venv: $(STAMP)
 
@@ -27,6 +27,25 @@ test: export HF_HUB_OFFLINE = 1
 test: .venv
 	.venv/bin/python -m pytest
 
+# lm-eval and minicons, whose requirements contradict ours and each other's, in environments of their own
+PEERS := .venv-peers/lm-eval/.installed .venv-peers/minicons/.installed
+
+peers: $(PEERS)
+
+$(PEERS): .venv-peers/%/.installed: tests/peers/%.txt constraints.txt
+	@echo "setting up .venv-peers/$*: some minutes the first time"
+	$(PYTHON) -m venv .venv-peers/$*
+	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/$*.txt
+	@touch $@
+
+# their scores and verdicts are ours, on every pair
+test-peers: export OMP_NUM_THREADS ?= 1
+test-peers: export TOKENIZERS_PARALLELISM = false
+test-peers: export HF_HUB_OFFLINE = 1
+test-peers: .venv peers
+	.venv/bin/python -m pytest tests/peers/with_lm_eval.py tests/peers/with_minicons.py
+
 lint: .venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -34,5 +53,5 @@ lint: .venv
 
 # the environment and what tools leave behind; runs are yours
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

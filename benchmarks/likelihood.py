@@ -3,19 +3,20 @@
 Rows of (nearly) equal length are read together, so that hardly any padding is computed, and a model never gets more
 than `max_tokens` tokens at once, however long a text is.
 
-Axes: B rows of one forward pass, T positions of its longest row, N scored positions, row by row.
+Axes: B rows of one forward pass, T positions of its longest row, N scored positions, row by row, K scores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.scored_rows import ScoredRow
-from benchmarks.scorer import Candidate, target_log_probs
+from benchmarks.scorer import Candidate, TreeLogProbs, target_log_probs
+from benchmarks.token_trees import token_trees, tree_tensors
 from corpora.batch import PADDING_SEGMENT
 from corpora.errors import InputRefused
 
@@ -92,21 +93,63 @@ def length_batches(lengths: Iterable[int], max_tokens: int) -> Iterator[list[int
 
 def _causal_scores(candidate: Candidate, rows: list[ScoredRow], max_tokens: int) -> list[np.ndarray]:
     """log p(token | tokens before) of the scored tokens of each row; what stands behind the last one is not read."""
+    if candidate.tree_log_probs is not None:
+        return _scores_in_trees(candidate, candidate.tree_log_probs, rows, max_tokens)
     targets = [scorable(row, candidate) for row in rows]
     scores = [np.empty(0)] * len(rows)
     order = sorted((n for n in range(len(rows)) if targets[n]), key=lambda n: (-_last(targets[n]), rows[n].ids))
-    for batch in length_batches((_last(targets[number]) for number in order), max_tokens):
+    for batch in length_batches((_last(targets[number]) for number in order), _most(candidate, max_tokens)):
         numbers = [order[index] for index in batch]
         inputs_BT, segments_BT = _padded([rows[number].ids[: _last(targets[number])] for number in numbers])
         wanted_BT = torch.zeros_like(inputs_BT, dtype=torch.bool)
         for index, number in enumerate(numbers):
             wanted_BT[index, [position - 1 for position in targets[number]]] = True
         targets_N = torch.tensor([rows[number].ids[position] for number in numbers for position in targets[number]])
-        picked_N = target_log_probs(candidate, inputs_BT, segments_BT, targets_N, wanted_BT).double().numpy()
-        ends = np.cumsum([len(targets[number]) for number in numbers])
-        for number, part in zip(numbers, np.split(picked_N, ends[:-1]), strict=True):
-            scores[number] = part
+        log_probs_NV = candidate.log_probs(inputs_BT, segments_BT, wanted_BT)
+        picked_N = target_log_probs(candidate, log_probs_NV, targets_N).double().numpy()
+        _share_out(scores, picked_N, {number: len(targets[number]) for number in numbers})
     return scores
+
+
+def _scores_in_trees(
+    candidate: Candidate, log_probs: TreeLogProbs, rows: list[ScoredRow], max_tokens: int
+) -> list[np.ndarray]:
+    """The same scores, up to rounding, where rows that begin alike are read as one."""
+    targets = [scorable(row, candidate) for row in rows]
+    scores = [np.empty(0)] * len(rows)
+    read = [row.ids[: _last(wanted)] if wanted else () for row, wanted in zip(rows, targets, strict=True)]
+    trees = token_trees(read, most=max_tokens)
+    for batch in length_batches((len(tree.ids) for tree in trees), _most(candidate, max_tokens)):
+        together = [trees[index] for index in batch]
+        inputs_BT, depths_BT, sees_BTT = tree_tensors(together)
+        numbers = [number for tree in together for number in tree.rows]
+        outputs = [
+            index * inputs_BT.shape[1] + path[position - 1]
+            for index, tree in enumerate(together)
+            for number, path in tree.rows.items()
+            for position in targets[number]
+        ]
+        # a node that predicts a target of several rows has one output
+        wanted, outputs_K = torch.tensor(outputs).unique(return_inverse=True)
+        wanted_BT = torch.zeros_like(inputs_BT, dtype=torch.bool)
+        wanted_BT.view(-1)[wanted] = True
+        targets_K = torch.tensor([rows[number].ids[position] for number in numbers for position in targets[number]])
+        log_probs_NV = log_probs(inputs_BT, depths_BT, sees_BTT, wanted_BT)
+        picked_K = target_log_probs(candidate, log_probs_NV, targets_K, outputs_K).double().numpy()
+        _share_out(scores, picked_K, {number: len(targets[number]) for number in numbers})
+    return scores
+
+
+def _share_out(scores: list[np.ndarray], found: np.ndarray, lengths: Mapping[int, int]) -> None:
+    """Give each row its part of what was found; `lengths`: how long it is, by number of the row and in their order."""
+    ends = np.cumsum(list(lengths.values()))
+    for number, part in zip(lengths, np.split(found, ends[:-1]), strict=True):
+        scores[number] = part
+
+
+def _most(candidate: Candidate, max_tokens: int) -> int:
+    """Tokens of a forward pass of short rows."""
+    return min(max_tokens, candidate.best_tokens or max_tokens)
 
 
 def _last(targets: Sequence[int]) -> int:
@@ -122,17 +165,28 @@ def _masked_scores(
         raise InputRefused(f"{candidate.name}: its tokenizer has no mask token; expected one for a masked model")
     scores = [np.empty(len(scorable(row, candidate))) for row in rows]
     for copies in _masked_copies(candidate, rows, max_tokens):
-        inputs_BT, segments_BT = _padded([rows[copy[0]].ids for copy in copies])
-        positions_B = torch.tensor([hidden[0] for _, _, hidden in copies])
-        targets_B = inputs_BT.gather(1, positions_B[:, None])[:, 0]
-        for index, (_, _, hidden) in enumerate(copies):
-            inputs_BT[index, list(hidden)] = mask_id
+        # copies that differ only in what they hide are one: those of a pair, hidden where its sentences differ
+        found: dict[tuple[Ids, int], int] = {}
+        outputs = [
+            found.setdefault(_masked(rows[number].ids, hidden, mask_id), len(found)) for number, _, hidden in copies
+        ]
+        inputs_BT, segments_BT = _padded([ids for ids, _ in found])
         wanted_BT = torch.zeros_like(inputs_BT, dtype=torch.bool)
-        wanted_BT[torch.arange(len(copies)), positions_B - candidate.shift] = True
-        picked_B = target_log_probs(candidate, inputs_BT, segments_BT, targets_B, wanted_BT).double().numpy()
-        for (number, place, _), score in zip(copies, picked_B, strict=True):
+        wanted_BT[torch.arange(len(found)), torch.tensor([place - candidate.shift for _, place in found])] = True
+        targets_K = torch.tensor([rows[number].ids[hidden[0]] for number, _, hidden in copies])
+        log_probs_NV = candidate.log_probs(inputs_BT, segments_BT, wanted_BT)
+        picked_K = target_log_probs(candidate, log_probs_NV, targets_K, torch.tensor(outputs))
+        for (number, place, _), score in zip(copies, picked_K.double().tolist(), strict=True):
             scores[number][place] = score
     return scores
+
+
+def _masked(ids: Ids, hidden: Ids, mask_id: int) -> tuple[Ids, int]:
+    """A copy of a row with its tokens hidden, and the position that is asked for."""
+    copy = list(ids)
+    for position in hidden:
+        copy[position] = mask_id
+    return tuple(copy), hidden[0]
 
 
 def _masked_copies(

@@ -28,6 +28,7 @@ SUITES = {
     "distill": "distill.speed.suite",
     "train": "distill.speed.training",
     "fidelity": "distill.speed.fidelity",
+    "score": "benchmarks.speed_score",
 }
 FALLS_SHORT = 1  # exit code when a figure misses its target
 
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         precision=given.precision,
         run_dir=given.run_dir,
         folder=given.folder,
+        blimp=given.blimp,
     )
     names = list(SUITES) if given.suite == "all" else [given.suite]
     try:
@@ -119,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--run-dir", type=Path, default=Setting.run_dir, help="a finished run, for the fidelity table (%(default)s)"
     )
+    parser.add_argument("--blimp", type=Path, help="BLiMP's .jsonl files, for scoring (pairs are generated)")
     parser.add_argument("--folder", type=Path, help="where files lie while they are measured (the temporary folder)")
     return parser
 

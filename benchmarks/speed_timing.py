@@ -30,6 +30,7 @@ class Setting:
     repetitions: int = 15  # timed runs of each side
     precision: str = "auto"  # arithmetic of matrix products: fp32, bf16, or auto, which the suite resolves
     run_dir: Path = Path("runs/quickstart")  # a finished run, for what needs trained models
+    blimp: Path | None = None  # folder of BLiMP's .jsonl files; None: generated pairs of the same lengths
     folder: Path | None = None  # where files lie while they are measured; None: the system's temporary folder
 
 

@@ -19,7 +19,8 @@ from corpora.errors import CuveeError, Damaged, RecipeError
 from distill.cli import app
 
 HOUSE = Path(__file__).resolve().parent.parent
-COMMANDS = ("run", "prepare", "train", "cache", "score", "compare", "finetune", "submit", "plan", "verify", "repair", "doctor")
+STAGES = ("run", "prepare", "train", "cache", "score")
+COMMANDS = (*STAGES, "compare", "finetune", "submit", "plan", "verify", "repair", "doctor")
 
 
 def called(*arguments: str) -> Result:
