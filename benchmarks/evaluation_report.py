@@ -146,9 +146,9 @@ def notes(evaluation: Evaluation) -> list[str]:
     found = []
     if evaluation.choices:
         found.append(
-            "accuracy: share of items whose right option scores strictly highest, the mean over paradigms; ties are lost. "
-            "ties won: the same where the first of equal scores is taken, as the challenges' scorers do. paradigms: the "
-            "interval if other paradigms might have been chosen too."
+            "accuracy: share of items whose right option scores strictly highest, mean over paradigms; ties are lost. "
+            "ties won: the same where the first of equal scores is taken, as the challenges' scorers do. paradigms: "
+            "the interval if other paradigms might have been chosen too."
         )
     found += [
         f"{score.title}, {score.metric}: undefined: {score.reason}." for score in evaluation.scores if score.reason

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from benchmarks.agreement import Agreement, verdict_agreement
 from benchmarks.choices import ChoiceTask
 from benchmarks.compare import Comparison, compare
 from benchmarks.compare_report import print_comparison, write_comparison
@@ -48,6 +49,7 @@ from students.run_folder import load_model, weight_files
 
 EMBEDDED = "embedded"  # the embedded corpus's own pairs, where nothing else is named
 EMBEDDED_PAIRS = 100  # of each phenomenon
+AGREEMENT_ITEMS = 20  # of each paradigm, scored in bf16 and in fp32
 
 
 @dataclass(frozen=True)
@@ -133,12 +135,26 @@ def score_folder(
             evaluations.append(evaluation)
             if team.rank == 0:
                 print_evaluation(evaluation)
+                if config.precision == "bf16" and tasks:
+                    announce(f"bf16 against fp32: {_agreement(subject, backend, config, tasks)}")
                 if out is not None:
                     announce(f"score: written to {write_evaluation(out, evaluation, identity)}")
         subject.release()
     if out is not None and checkpoints and team.rank == 0:
         write_evaluations(out, evaluations)
     return evaluations
+
+
+def _agreement(
+    subject: Subject, backend: str, config: EvaluationConfig, tasks: Mapping[str, Sequence[ChoiceTask]]
+) -> Agreement:
+    """Of bf16's verdicts with those of fp32, on the first items of each paradigm."""
+    rounded, exact = (
+        subject_scorer(subject, backend, replace(config, precision=precision), None, Alone())[0]
+        for precision in ("bf16", "fp32")
+    )
+    every = [task for found in tasks.values() for task in found]
+    return verdict_agreement(rounded, exact, every, items=AGREEMENT_ITEMS)
 
 
 def _score_with_code(folder: Path, config: EvaluationConfig, out: Path | None, limits: Limits) -> Evaluation:
@@ -295,12 +311,16 @@ def _parts(subject: Subject, backend: str, config: EvaluationConfig) -> tuple[Ca
         raise RecipeError(
             f"--backend {backend}: {subject.folder} is a {model.objective} model; leave it out, or choose another"
         )
-    parts: dict[str, tuple[Candidate, ...]] = {
-        "causal": (candidate_from_model(name, model, "causal"),),
-        "masked": (candidate_from_model(name, model, "masked"),),
-        "mntp": (candidate_from_model(name, model, "masked", shift=1),),
+    modes: dict[str, list[tuple[Objective, Literal[0, 1]]]] = {
+        "causal": [("causal", 0)],
+        "masked": [("masked", 0)],
+        "mntp": [("masked", 1)],
+        "hybrid": [("causal", 0), ("masked", 1)],
     }
-    return parts["causal"] + parts["mntp"] if backend == "hybrid" else parts[backend]
+    return tuple(
+        candidate_from_model(name, model, objective, shift=shift, precision=config.precision)
+        for objective, shift in modes[backend]
+    )
 
 
 def _protocol(config: EvaluationConfig) -> Protocol:

@@ -195,6 +195,17 @@ def test_a_strangers_folder_is_scored_and_nothing_of_it_is_run(run_dir: Path, da
     assert code == 3 and "modeling_guest.py" in lines[0]
 
 
+def test_bf16_says_how_far_its_verdicts_agree(
+    run_dir: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("builtins.print", lambda *given, **named: said.append(" ".join(map(str, given))))
+    options = ["--data", str(data), "--tasks", "comps", "--out", str(tmp_path / "out"), "--precision", "bf16"]
+    assert cuvee("score", str(run_dir / "teachers" / "llama"), *options)[0] == 0
+    (line,) = (line for line in said if line.startswith("bf16 against fp32: "))
+    assert f"of {len(WORDS)} verdicts agree" in line
+
+
 CODE = """
 import os, socket
 from transformers import GPT2Config, GPT2LMHeadModel
