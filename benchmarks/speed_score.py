@@ -93,7 +93,7 @@ GOALS = {
         ),
         Goal(
             name="rerun_ratio",
-            measure="the same command again, which finds its scores stored / the first one",
+            measure="the same on one thread a second time, which finds its scores stored / the first time",
             unit="x",
             target=0.05,
         ),
@@ -198,12 +198,13 @@ class _Bench:
 
     def blimp_minutes(self) -> Figure:
         """Once: minutes are long enough."""
-        first, _ = self._whole_blimp
-        return GOALS["blimp_minutes"].reached(first / 60, {"first run": first}, "s")
+        seconds = _run(self._our_command(*self._whole_blimp), threads=CORES)
+        return GOALS["blimp_minutes"].reached(seconds / 60, {"ours": seconds}, "s")
 
     def rerun_ratio(self) -> Figure:
-        """The first run's scores are on the disk."""
-        first, again = self._whole_blimp
+        """On one thread; the first run's scores are on the disk."""
+        command = [*self._our_command(*self._whole_blimp), "--out", str(self._folder / "out")]
+        first, again = (_run(command, threads=1) for _ in range(2))
         return GOALS["rerun_ratio"].reached(again / first, {"first run": first, "second run": again}, "s")
 
     def scorer(self, objective: Objective, precision: Precision) -> Scorer:
@@ -244,15 +245,13 @@ class _Bench:
         return {side: len(requests) / 2 / statistics.median(taken) for side, taken in seconds.items()}
 
     @cached_property
-    def _whole_blimp(self) -> tuple[float, float]:
-        """Seconds of a command over all paradigms, and of the same command again."""
+    def _whole_blimp(self) -> tuple[Path, Path]:
+        """The small model, and all paradigms."""
         sizes = self._sizes
         pairs = self._setting.blimp or write_pairs(
             self._folder / "blimp", generated_pairs(sizes.paradigms, sizes.pairs_of_paradigm)
         )
-        folder = save_random_model(self._folder / "small", "causal", sizes.small_model, _texts(pairs))
-        command = [*self._our_command(folder, pairs), "--out", str(self._folder / "out")]
-        return _run(command, threads=CORES), _run(command, threads=CORES)
+        return save_random_model(self._folder / "small", "causal", sizes.small_model, _texts(pairs)), pairs
 
     def _our_command(self, folder: Path, pairs: Path) -> list[str]:
         return [sys.executable, "-m", _command_line(), "score", str(folder), "--blimp", str(pairs)]

@@ -100,8 +100,8 @@ def test_commands_are_measured_from_start_to_end(
 
     monkeypatch.setattr(speed_score, "_run", noting)
     minutes, again = measured(["blimp_minutes", "rerun_ratio"], SIZES, Setting(folder=tmp_path / "work"))
-    assert minutes.value == 1 / 60 and again.value == 2.0 and len(run) == 2
-    assert run[0] == run[1] and run[0][1] == 2 and "--out" in run[0][0]  # the very same command, on two cores
+    assert minutes.value == 1 / 60 and again.value == 3 / 2 and [threads for _, threads in run] == [2, 1, 1]
+    assert run[1] == run[2] and run[1][0][:-2] == run[0][0] and run[1][0][-2] == "--out"  # the very same command
     assert run[0][0][:4] == [sys.executable, "-m", "distill", "score"]
 
     def telling(command: Sequence[str], *, threads: int, peer: bool = False) -> float:
@@ -116,7 +116,7 @@ def test_commands_are_measured_from_start_to_end(
     monkeypatch.setattr(speed_score, "_run", telling)
     (figure,) = measured(["whole_command_ratio"], SIZES, Setting(repetitions=1, folder=tmp_path / "work"))
     assert figure.value == 2 / 6 and figure.medians == {"ours": 2.0, "lm-eval": 6.0}
-    assert {threads for _, threads in run[2:]} == {1}
+    assert {threads for _, threads in run[3:]} == {1}
 
 
 def test_a_command_that_fails_is_told() -> None:
