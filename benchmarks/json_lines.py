@@ -6,6 +6,7 @@ A benchmark that skips or repairs a broken line reports a number about other dat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -15,6 +16,7 @@ from corpora.errors import InputRefused
 MAX_LINE_BYTES = 64 * 1024
 MAX_DEPTH = 8  # of lists and objects in one line
 REMEDY = "mend or remove the line"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def read_rows(path: Path) -> list[tuple[int, str, Mapping[str, Any]]]:
@@ -99,7 +101,7 @@ def text_of(row: Mapping[str, Any], key: str, place: str, *, expected: str = "it
         refuse(place, f"{key} is blank", "a text")
     if "\0" in value:
         refuse(place, f"{key} holds a NUL character", "text")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if _SURROGATE.search(value):
         refuse(place, f"{key} holds a lone surrogate", "Unicode text")
     return value
 

@@ -55,11 +55,9 @@ def bootstrap_macro_mean(samples: Sequence[np.ndarray], *, confidence: float, re
     Errors as in `bootstrap_mean`.
     """
 
-    def macro_mean(*drawn: np.ndarray, axis: int) -> np.ndarray:
-        return np.mean([np.mean(sample, axis=axis) for sample in drawn], axis=0)
-
-    floats = [_checked(sample) for sample in samples]
-    return _bootstrap(floats, macro_mean, paired=False, confidence=confidence, resamples=resamples, seed=seed)
+    floats, draw = [_checked(sample) for sample in samples], np.random.default_rng(seed)
+    means_R = np.mean([_resampled_means(sample, resamples, draw) for sample in floats], axis=0)
+    return _percentiles(means_R, confidence)
 
 
 def bootstrap_hierarchical_mean(
@@ -83,8 +81,7 @@ def bootstrap_hierarchical_mean(
         resample_of_copy = np.nonzero(drawn_RU == paradigm)[0]
         means = _resampled_means(sample, len(resample_of_copy), draw)
         sums_R += np.bincount(resample_of_copy, weights=means, minlength=resamples)
-    low, high = np.quantile(sums_R / len(floats), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(low), float(high))
+    return _percentiles(sums_R / len(floats), confidence)
 
 
 def bootstrap_ratio(
@@ -296,13 +293,23 @@ def _seed_part(wins: Sequence[np.ndarray]) -> tuple[float, int]:
 
 
 def _resampled_means(sample: np.ndarray, number: int, draw: np.random.Generator) -> np.ndarray:
-    """Means of so many resamples of a sample."""
+    """Means of so many resamples of a sample.
+
+    Of n items that are 0 or 1, the sum of a resample is binomial: drawn at once, not as n items.
+    """
+    if np.isin(sample, (0, 1)).all():
+        return draw.binomial(len(sample), sample.mean(), size=number) / len(sample)
     at_once = max(1, _DRAWN_AT_ONCE // len(sample))
     parts = [
         sample[draw.integers(len(sample), size=(min(at_once, number - start), len(sample)))].mean(1)
         for start in range(0, number, at_once)
     ]
     return np.concatenate(parts) if parts else np.zeros(0)
+
+
+def _percentiles(statistics_R: np.ndarray, confidence: float) -> Interval:
+    low, high = np.quantile(statistics_R, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(low), float(high))
 
 
 def _checked(values: np.ndarray, *, allow_empty: bool = False) -> np.ndarray:
