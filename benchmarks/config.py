@@ -32,6 +32,7 @@ class EvaluationConfig:
     benchmarks: tuple[str, ...] = ()  # names of tasks/, wug_adj, wug_past, reading; empty: all that the folder holds
     data: str | None = None  # folder of the challenge's data, or one above it
     fast: bool = False  # the challenge's smaller sets, for checkpoints
+    year: int | None = None  # of the challenge: its benchmarks, complete by its table, and its protocol
     blimp: str | None = None  # folder of .jsonl files in BLiMP's format, each a paradigm
     pairs: str | None = None  # own minimal pairs: a .jsonl or .csv file
     good: str = "sentence_good"  # its columns
@@ -39,7 +40,7 @@ class EvaluationConfig:
     group: str | None = None  # column whose values are paradigms; null: the file is one
     items: int | None = None  # drawn of each paradigm; null: all
     seed: int = 1  # of draws and resamples
-    protocol: str = "cuvee"  # of PROTOCOLS
+    protocol: str | None = None  # of PROTOCOLS; null: the year's, or cuvee
     pll: Literal["original", "within_word_l2r"] | None = None  # instead of the protocol's
     # what predicts a token: the text before it; all other tokens; the same, from the output before (masked next-token
     # prediction); or the first and the third added. Null: as the model was trained

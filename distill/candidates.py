@@ -42,6 +42,7 @@ from corpora.storage import digest, file_digest, read_manifest
 from corpora.synthetic_pairs import minimal_pairs
 from distill.distributed import Processes
 from distill.memory import keep_freed_memory
+from distill.year_data import as_in_year
 from students.buildable import Buildable
 from students.language_model import LanguageModel
 from students.pretrained import Pretrained
@@ -49,6 +50,7 @@ from students.run_folder import load_model, weight_files
 
 EMBEDDED = "embedded"  # the embedded corpus's own pairs, where nothing else is named
 EMBEDDED_PAIRS = 100  # of each phenomenon
+DEFAULT_PROTOCOL = "cuvee"
 AGREEMENT_ITEMS = 20  # of each paradigm, scored in bf16 and in fp32
 
 
@@ -120,6 +122,8 @@ def score_folder(
     RecipeError, Damaged, Diverged.
     """
     keep_freed_memory()
+    if config.year is not None:
+        config = as_in_year(config)
     if allow_code is not None:
         return [_score_with_code(folder, config, out, allow_code)]
     team = scoring_team()
@@ -324,10 +328,8 @@ def _parts(subject: Subject, backend: str, config: EvaluationConfig) -> tuple[Ca
 
 
 def _protocol(config: EvaluationConfig) -> Protocol:
-    if config.protocol not in PROTOCOLS:
-        raise RecipeError(
-            f"--protocol {config.protocol}: expected one of {', '.join(PROTOCOLS)}"
-            f"{suggestion(config.protocol, PROTOCOLS)}"
-        )
-    protocol = PROTOCOLS[config.protocol]
+    name = config.protocol or DEFAULT_PROTOCOL
+    if name not in PROTOCOLS:
+        raise RecipeError(f"--protocol {name}: expected one of {', '.join(PROTOCOLS)}{suggestion(name, PROTOCOLS)}")
+    protocol = PROTOCOLS[name]
     return protocol if config.pll is None else replace(protocol, pll=config.pll)

@@ -126,6 +126,9 @@ def score(
     data: Annotated[Path | None, typer.Option(help="The challenge's folder of data, or one above it.")] = None,
     tasks: Annotated[str, typer.Option(help="Benchmarks, with commas between; left out: all that --data holds.")] = "",
     fast: Annotated[bool, typer.Option("--fast", help="The challenge's smaller sets.")] = False,
+    year: Annotated[
+        int | None, typer.Option(help="As in that year: its benchmarks, whole by its table, and its protocol.")
+    ] = None,
     blimp: Annotated[Path | None, typer.Option(help="A folder of .jsonl files in BLiMP's format.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="Own minimal pairs: a .jsonl or .csv file.")] = None,
     good: Annotated[str, typer.Option(help="Its column of right sentences.")] = "sentence_good",
@@ -133,8 +136,9 @@ def score(
     group: Annotated[str | None, typer.Option(help="Its column that names the paradigm.")] = None,
     items: Annotated[int | None, typer.Option(min=1, help="Items drawn of each paradigm; left out: all.")] = None,
     protocol: Annotated[
-        str, typer.Option(help="cuvee, babylm2025, babylm2024, babylm2023, lm-eval, minicons.")
-    ] = "cuvee",
+        str | None,
+        typer.Option(help="cuvee, babylm2025, babylm2024, babylm2023, lm-eval, minicons; else the year's, or cuvee."),
+    ] = None,
     pll: Annotated[str | None, typer.Option(help="Masked models: original or within_word_l2r.")] = None,
     backend: Annotated[str | None, typer.Option(help="causal, masked, mntp or hybrid; left out: as trained.")] = None,
     precision: Annotated[str, typer.Option(help="fp32 or bf16, of the network.")] = "fp32",
@@ -158,6 +162,7 @@ def score(
         "benchmarks": tuple(name for name in tasks.split(",") if name),
         "data": data and str(data),
         "fast": fast,
+        "year": year,
         "blimp": blimp and str(blimp),
         "pairs": pairs and str(pairs),
         "good": good,

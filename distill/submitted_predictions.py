@@ -34,7 +34,7 @@ from benchmarks.reading import (
 )
 from benchmarks.request import Request
 from benchmarks.scoring_tokenizer import ScoringTokenizer
-from benchmarks.submission.layout import Task, Year
+from benchmarks.submission.layout import Task, Year, benchmark_of
 from benchmarks.submission.submitted_run import Items
 from benchmarks.tasks.choice_files import benchmark_folder, read_choices
 from benchmarks.wug import WugItem, read_wug_items, wug_predictions, wug_requests, wug_result
@@ -43,19 +43,6 @@ from corpora.errors import Damaged, InputRefused
 from corpora.storage import read_json, read_manifest
 
 Rows = dict[str, list[dict[str, Any]]]  # by UID
-
-# what the years' tasks are called here, where the names differ
-_BENCHMARKS = {
-    "blimp_fast": "blimp_filtered",
-    "supplement_fast": "supplement_filtered",
-    "ewok_fast": "ewok_filtered",
-    "entity_tracking_fast": "entity_tracking",
-    "wug_adj_nominalization": "wug_adj",
-    "wug_past_tense": "wug_past",
-}
-# tasks that later years ask in another way, and the first of these years
-_VARIANTS = {"ewok_filtered": "ewok_2026", "entity_tracking": "entity_tracking_2026"}
-_VARIANTS_FROM = 2026
 
 WORDS, CHILDREN = "cdi_childes.json", "cdi_human.csv"
 # the scorer of 2026 says 0 for a correlation that is undefined, or whose p exceeds this
@@ -72,6 +59,7 @@ class Questions:
     wugs: dict[str, list[WugItem]] = field(default_factory=dict)
     reading: dict[str, list[ReadingItem]] = field(default_factory=dict)
     unread: dict[str, str] = field(default_factory=dict)
+    benchmarks: dict[str, str] = field(default_factory=dict)  # what each task is called here
 
     @property
     def items(self) -> Items:
@@ -81,7 +69,7 @@ class Questions:
             for name, tasks in self.choices.items()
         }
         for name, items in self.wugs.items():
-            texts[name] = {_BENCHMARKS[name]: [(item.first, item.second) for item in items]}
+            texts[name] = {self.benchmarks[name]: [(item.first, item.second) for item in items]}
         return texts
 
 
@@ -100,11 +88,9 @@ def read_questions(tasks: Mapping[str, Task], year: Year, data: Path, *, fast: b
     """The items of the tasks that a model is asked without training it, from the challenge's folder of data."""
     questions = Questions()
     for name, task in tasks.items():
-        benchmark = _BENCHMARKS.get(name, name)
+        benchmark = questions.benchmarks[name] = benchmark_of(name, year)
         try:
             if task.kind == "choice":
-                if year.year >= _VARIANTS_FROM:
-                    benchmark = _VARIANTS.get(benchmark, benchmark)
                 folder = benchmark_folder(benchmark, data, fast=fast)
                 questions.choices[name] = read_choices(benchmark, folder)
             elif task.kind == "probability":
@@ -131,7 +117,7 @@ def answered(
         each: dict[str, float | None] = {result.task.uid: result.accuracy for result in results.tasks}
         scores[task.key] = each if task.scores is None else dict.fromkeys(task.scores, results.accuracy)
     for name, items in questions.wugs.items():
-        key, found = _BENCHMARKS[name], wug_result(items, scorer.scores(wug_requests(items)), **_HOW)
+        key, found = questions.benchmarks[name], wug_result(items, scorer.scores(wug_requests(items)), **_HOW)
         rows[name] = {key: wug_predictions(key, items, found)[key]["predictions"]}
         scores[tasks[name].key] = {key: found.correlation.value}
     for name, words in questions.reading.items():

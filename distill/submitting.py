@@ -20,7 +20,7 @@ from benchmarks.config import EvaluationConfig
 from benchmarks.finetune.config import PRESETS
 from benchmarks.scoring import Scorer
 from benchmarks.submission.checks import problems
-from benchmarks.submission.layout import Year, read_year, wanted_checkpoints
+from benchmarks.submission.layout import Year, wanted_checkpoints
 from benchmarks.submission.submitted_run import Answers, Backend, Checkpoint, SubmittedRun
 from benchmarks.submission.write import write_submission
 from corpora.batch import Objective
@@ -42,12 +42,12 @@ from distill.submitted_predictions import (
     read_labels,
     read_questions,
 )
+from distill.year_data import PROTOCOL_OF, known_year
 from students.buildable import Buildable
 
 BACKENDS: dict[Backend, OurBackend] = {"causal": "causal", "mlm": "masked", "mntp": "mntp"}
 _READS: dict[Backend, Objective] = {"causal": "causal", "mlm": "masked", "mntp": "masked"}
-# of each year: how its texts become scores, and how its pipeline fine-tunes
-PROTOCOL = {2024: "babylm2024", 2025: "babylm2025", 2026: "babylm2025"}
+# how the pipeline of each year fine-tunes
 PRESET = {2024: "babylm2024", 2025: "babylm2025", 2026: "babylm2025"}
 AOA, AOA_SCORE = "AoA", "aoa_score"  # tasks
 
@@ -87,16 +87,13 @@ def submit(folder: Path, config: SubmissionConfig) -> None:
     Diverged, Damaged and NoRoom.
     """
     keep_freed_memory()
-    year = read_year(config.year)
-    if year.year not in PROTOCOL:
-        known = ", ".join(map(str, PROTOCOL))
-        raise InputRefused(f"year: the files of {year.year} are laid out in a way that is not read; expected {known}")
+    year = known_year(config.year)
     trained = TrainedRun(Path(os.path.abspath(folder)))
     run = _submitted_run(trained, year, config)
     subject = Subject(run.model, run.name)
     asked = _require_ready(run, subject, year, config)
     team = scoring_team()
-    how, store = EvaluationConfig(protocol=PROTOCOL[year.year]), config.answers or config.out.parent / "answers"
+    how, store = EvaluationConfig(protocol=PROTOCOL_OF[year.year]), config.answers or config.out.parent / "answers"
 
     def scorer_of(scored: Subject) -> Scorer:
         return subject_scorer(scored, BACKENDS[run.backend], how, store, team)[0]

@@ -28,7 +28,7 @@ from benchmarks.submission.manifest import read_submission
 from benchmarks.submission.rules import NOT_VERIFIED
 from corpora.errors import InputRefused
 from corpora.storage import FolderWriter, new_folder, read_manifest
-from distill import submitting
+from distill import submitting, year_data
 from distill.candidates import Subject, finetuned_subject, subject_scorer
 from distill.lineage import TrainedRun, auxiliary_models
 from distill.project import weights_and_tokenizer
@@ -54,7 +54,7 @@ def year_of(number: int) -> Year:
 
 @pytest.fixture(autouse=True)
 def scaled_years(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submitting, "read_year", lambda year: year_of(year) if year >= 2024 else small(year))
+    monkeypatch.setattr(year_data, "read_year", lambda year: year_of(year) if year >= 2024 else small(year))
 
 
 @pytest.fixture(scope="module")
@@ -456,7 +456,7 @@ def test_what_is_wrong_is_told_before_anything_is_scored(
         run_dir, data = (Path(shutil.copytree(each, tmp_path / each.name)) for each in (run_dir, data))
         labels = finetuned(tmp_path / "labels", student(run_dir))
         monkeypatch.setattr(
-            submitting,
+            year_data,
             "read_year",
             lambda number: (
                 replace(year_of(number), tracks=small(number).tracks) if spoil is more_words else year_of(number)
@@ -469,6 +469,56 @@ def test_what_is_wrong_is_told_before_anything_is_scored(
     assert code == 3 and len(found) == len(lines), found
     assert all(line in told for line, told in zip(lines, found, strict=True)), found
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("number", [2025, 2026])
+def test_a_model_is_scored_on_what_a_year_asks(run_dir: Path, data: Path, tmp_path: Path, number: int) -> None:
+    out = tmp_path / "out"
+    command = ["score", str(student(run_dir)), "--data", str(data), "--year", str(number), "--out", str(out)]
+    assert cuvee(*command)[0] == 0
+    (scores,) = out.glob("baby_llama*-babylm2025/scores.json")
+    asked = {score["benchmark"] for score in json.loads(scores.read_text())[0]["scores"]}
+    always = {"blimp_filtered", "supplement_filtered", "comps", "reading"}
+    of_year = {
+        2025: {"ewok_filtered", "entity_tracking", "wug_adj", "wug_past"},
+        2026: {"ewok_2026", "entity_tracking_2026", "global_piqa_parallel", "global_piqa_nonparallel"},
+    }
+    assert asked == always | of_year[number]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "options", "code", "line"),
+    [
+        (
+            shorten(f"{FULL}/comps/comps_wugs.jsonl"),
+            [],
+            3,
+            "2025: comps.wugs: 2 predictions; expected 3; score the task",
+        ),
+        (shorten(f"{FULL}/wug_past_tense/wug_past_tense.jsonl"), [], 3, "2025: wug_past_tense.wug_past: 2 predictions"),
+        (shorten(f"{FULL}/reading/reading_data.csv"), [], 3, "2025: reading.reading: 39 predictions; expected 40"),
+        (shorten(f"{FAST}/blimp_fast/passive_1.jsonl"), ["--fast"], 3, "2025: blimp_fast.passive_1: 2 predictions"),
+        (drop(f"{FULL}/comps"), [], 3, "holds no comps; expected the challenge's folder"),
+        (None, ["--tasks", "comp"], 2, "--tasks: 'comp' is not asked in 2025; did you mean 'comps'?"),
+        (None, ["--items", "2"], 2, "--items: other items than those of 2025; leave it out, or --year"),
+    ],
+)
+def test_fewer_items_than_the_table_of_the_year_are_refused(
+    run_dir: Path, data: Path, tmp_path: Path, spoil: Spoil | None, options: list[str], code: int, line: str
+) -> None:
+    if spoil is not None:
+        data = Path(shutil.copytree(data, tmp_path / "data"))
+        spoil(run_dir, data)
+    found, lines = cuvee("score", str(student(run_dir)), "--data", str(data), "--year", "2025", *options)
+    assert found == code and len(lines) == 1 and line in lines[0], lines
+
+
+def test_data_of_other_benchmarks_may_be_missing(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    data = Path(shutil.copytree(data, tmp_path / "data"))
+    shutil.rmtree(data / f"{FULL}/comps")
+    assert cuvee("score", str(student(run_dir)), "--data", str(data), "--year", "2025", "--tasks", "wug_adj")[0] == 0
+    code, lines = cuvee("score", str(student(run_dir)), "--year", "2025")
+    assert code == 2 and "--year 2025: found no data" in lines[0]
 
 
 def test_predictions_of_another_model_are_refused(run_dir: Path, data: Path, tmp_path: Path) -> None:

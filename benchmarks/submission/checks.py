@@ -37,8 +37,30 @@ def problems(run: SubmittedRun, answers: Answers, year: Year) -> Iterator[str]:
     checkpoints = wanted_checkpoints(year.tracks[run.track], run.words_seen)
     yield from _run_problems(run, year)
     yield from _checkpoint_problems(run, checkpoints)
-    yield from _task_problems(answers.full, year.full, answers.items, checkpoints, place="")
+    yield from task_problems(answers.full, year.full, answers.items, checkpoints, place="")
     yield from _fast_problems(answers, year, checkpoints)
+
+
+def task_problems(
+    predictions: Predictions,
+    tasks: Mapping[str, Task],
+    items: Mapping[str, Mapping[str, Texts]],
+    checkpoints: list[str],
+    *,
+    place: str,
+) -> Iterator[str]:
+    """One line for each task, UID or row that is not as the year's table has it; `place` goes before the names.
+
+    `items`: the texts that may be chosen, by task and UID. `checkpoints`: names, of tasks that have a UID for each.
+    """
+    for name in predictions:
+        if name not in tasks:
+            yield _unknown(place, name, "a task of the year", tasks)
+    for name, task in tasks.items():
+        if name not in predictions:
+            yield f"{place}{name}: missing; expected its predictions; score the task"
+        else:
+            yield from _uid_problems(f"{place}{name}", predictions[name], task, items.get(name), checkpoints)
 
 
 def _run_problems(run: SubmittedRun, year: Year) -> Iterator[str]:
@@ -99,29 +121,11 @@ def _fast_problems(answers: Answers, year: Year, checkpoints: list[str]) -> Iter
             yield f"{name}: no prediction; expected those of {', '.join(year.fast)}; score the checkpoint"
         else:
             place = f"{name}."
-            yield from _task_problems(predictions, year.fast, answers.fast_items, checkpoints, place=place)
+            yield from task_problems(predictions, year.fast, answers.fast_items, checkpoints, place=place)
         if scores is None:
             yield f"{name}: no score; expected those of {', '.join(_score_names(year))}; score the checkpoint"
         else:
             yield from _score_problems(name, scores, year)
-
-
-def _task_problems(
-    predictions: Predictions,
-    tasks: Mapping[str, Task],
-    items: Mapping[str, Mapping[str, Texts]],
-    checkpoints: list[str],
-    *,
-    place: str,
-) -> Iterator[str]:
-    for name in predictions:
-        if name not in tasks:
-            yield _unknown(place, name, "a task of the year", tasks)
-    for name, task in tasks.items():
-        if name not in predictions:
-            yield f"{place}{name}: missing; expected its predictions; score the task"
-        else:
-            yield from _uid_problems(f"{place}{name}", predictions[name], task, items.get(name), checkpoints)
 
 
 def _uid_problems(

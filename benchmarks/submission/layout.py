@@ -16,6 +16,19 @@ from corpora.errors import InputRefused
 
 YEARS = Path(__file__).with_name("years")
 
+# what the years' tasks are called in `benchmarks/tasks` and `wug`, where the names differ
+_BENCHMARKS = {
+    "blimp_fast": "blimp_filtered",
+    "supplement_fast": "supplement_filtered",
+    "ewok_fast": "ewok_filtered",
+    "entity_tracking_fast": "entity_tracking",
+    "wug_adj_nominalization": "wug_adj",
+    "wug_past_tense": "wug_past",
+}
+# tasks that later years ask in another way, and the first of these years
+_VARIANTS = {"ewok_filtered": "ewok_2026", "entity_tracking": "entity_tracking_2026"}
+_VARIANTS_FROM = 2026
+
 Kind = Literal["choice", "probability", "label", "reading", "surprisal", "score"]
 FILE_OF_KIND: dict[Kind, str] = {
     "choice": "predictions.json",
@@ -123,6 +136,12 @@ def read_year(year: int) -> Year:
             "notes": tuple(described["notes"]),
         }
     )
+
+
+def benchmark_of(task: str, year: Year) -> str:
+    """The benchmark that a year's task asks, by its name here."""
+    name = _BENCHMARKS.get(task, task)
+    return _VARIANTS.get(name, name) if year.year >= _VARIANTS_FROM else name
 
 
 def wanted_checkpoints(track: Track, words_seen: int) -> list[str]:
