@@ -38,6 +38,11 @@ class EvaluationConfig:
     good: str = "sentence_good"  # its columns
     bad: str = "sentence_bad"
     group: str | None = None  # column whose values are paradigms; null: the file is one
+    text: str | None = None  # a text file, or a folder of them: what it costs the candidate is told in bits per byte
+    stream: Literal["tune", "test"] | None = None  # the same of the text that was held out from a run's training
+    # run_dir of the project in whose train stream the baseline's n-grams are counted; null: the run's own; none: no
+    # baseline
+    ngrams: str | None = None
     items: int | None = None  # drawn of each paradigm; null: all
     seed: int = 1  # of draws and resamples
     protocol: str | None = None  # of PROTOCOLS; null: the year's, or cuvee

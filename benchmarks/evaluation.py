@@ -62,6 +62,8 @@ class Evaluation:
     canaries: tuple[Canary, ...] = ()
     scores: tuple[Score, ...] = ()
     confidence: float = 0.95  # of every interval
+    remarks: tuple[str, ...] = ()  # what else belongs to the scores, a line each
+    baseline: Evaluation | None = None  # what every candidate has to beat, in the same benchmarks and protocol
 
 
 def read_benchmarks(config: EvaluationConfig) -> dict[str, list[ChoiceTask]]:

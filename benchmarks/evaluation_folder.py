@@ -2,7 +2,7 @@
 
 OUT/NAME-BACKEND-PROTOCOL/scores.md, scores.json     for readers
 OUT/NAME-BACKEND-PROTOCOL/items/                     verdicts of every choice, committed as a whole
-OUT/answers/                                         scores of single requests, found again by later runs
+OUT/answers/                                         scores of requests and sums of documents, found again by later runs
 """
 
 from __future__ import annotations

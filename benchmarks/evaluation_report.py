@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.choices import ChoiceResult
 from benchmarks.evaluation import Evaluation, Score
 from benchmarks.markdown import NOTHING, Table, escaped, markdown_table
 from benchmarks.stats import Interval
@@ -47,7 +49,9 @@ def evaluations_json(evaluations: Sequence[Evaluation]) -> str:
             "backend": evaluation.backend,
             "protocol": evaluation.protocol,
             "confidence": evaluation.confidence,
-            "scores": [asdict(score) for score in evaluation.scores],
+            "remarks": evaluation.remarks,
+            "baseline": evaluation.baseline.candidate if evaluation.baseline is not None else None,
+            "scores": [asdict(score) | {"baseline": _baseline(evaluation, score)} for score in evaluation.scores],
             "paradigms": [
                 {
                     "benchmark": name,
@@ -56,10 +60,10 @@ def evaluations_json(evaluations: Sequence[Evaluation]) -> str:
                     "term": result.task.term,
                     "items": len(result.scores),
                     "accuracy": result.accuracy,
+                    "baseline": beaten.accuracy if beaten is not None else None,
                     "ties": result.ties,
                 }
-                for name, results in evaluation.choices.items()
-                for result in results.tasks
+                for name, result, beaten in _paradigms(evaluation)
             ],
             "canaries": [
                 {
@@ -109,13 +113,16 @@ def title(evaluation: Evaluation) -> str:
 def score_table(evaluation: Evaluation) -> Table:
     """A row for each number of each benchmark."""
     sure = f"{evaluation.confidence:.0%}"
-    headers = ["benchmark", "measure", "score", f"{sure} items", f"{sure} paradigms", "chance", "items", "ties"]
-    return [*headers, "ties won"], [_cells(score) for score in evaluation.scores]
+    headers = ["benchmark", "measure", "score", f"{sure} items", f"{sure} paradigms", "chance"]
+    headers += [evaluation.baseline.candidate] if evaluation.baseline is not None else []
+    headers += ["items", "ties", "ties won"]
+    return headers, [_cells(score, evaluation) for score in evaluation.scores]
 
 
 def paradigm_table(evaluation: Evaluation) -> Table:
     """A row for each paradigm of the choice benchmarks."""
-    headers = ["benchmark", "paradigm", "phenomenon", "items", "accuracy %", "chance %", "ties"]
+    headers = ["benchmark", "paradigm", "phenomenon", "items", "accuracy %", "chance %"]
+    headers += [f"{evaluation.baseline.candidate} %"] if evaluation.baseline is not None else []
     rows = [
         [
             name,
@@ -124,12 +131,12 @@ def paradigm_table(evaluation: Evaluation) -> Table:
             f"{len(result.scores):,}",
             f"{100 * result.accuracy:.1f}",
             f"{100 * result.task.chance:.0f}",
+            *([f"{100 * beaten.accuracy:.1f}"] if beaten is not None else []),
             str(result.ties),
         ]
-        for name, results in evaluation.choices.items()
-        for result in results.tasks
+        for name, result, beaten in _paradigms(evaluation)
     ]
-    return headers, rows
+    return [*headers, "ties"], rows
 
 
 def canary_table(evaluation: Evaluation) -> Table:
@@ -143,7 +150,7 @@ def canary_table(evaluation: Evaluation) -> Table:
 
 def notes(evaluation: Evaluation) -> list[str]:
     """What the columns mean, and why a score is undefined."""
-    found = []
+    found = list(evaluation.remarks)
     if evaluation.choices:
         found.append(
             "accuracy: share of items whose right option scores strictly highest, mean over paradigms; ties are lost. "
@@ -151,16 +158,35 @@ def notes(evaluation: Evaluation) -> list[str]:
             "the interval if other paradigms might have been chosen too."
         )
     found += [
-        f"{score.title}, {score.metric}: undefined: {score.reason}." for score in evaluation.scores if score.reason
+        f"{score.title}, {score.metric}: {'undefined' if score.value is None else 'no interval'}: {score.reason}."
+        for score in evaluation.scores
+        if score.reason
     ]
     if any(not canary.lives for canary in evaluation.canaries):
         found.append("A canary is dead: this benchmark pays a scorer that knows nothing. Do not believe the scores.")
     return found
 
 
-def _cells(score: Score) -> list[str]:
+def _paradigms(evaluation: Evaluation) -> Iterator[tuple[str, ChoiceResult, ChoiceResult | None]]:
+    """Every paradigm: its benchmark, the candidate's result, and the baseline's where there is one."""
+    for name, results in evaluation.choices.items():
+        beaten = evaluation.baseline.choices[name].tasks if evaluation.baseline is not None else ()
+        for result, other in zip_longest(results.tasks, beaten):
+            yield name, result, other
+
+
+def _baseline(evaluation: Evaluation, score: Score) -> float | None:
+    """What the baseline got in the same row; None where there is none, or where it answers no such question."""
+    if evaluation.baseline is None:
+        return None
+    row = (score.benchmark, score.title, score.metric)
+    found = {(other.benchmark, other.title, other.metric): other.value for other in evaluation.baseline.scores}
+    return found.get(row)
+
+
+def _cells(score: Score, evaluation: Evaluation) -> list[str]:
     accuracy = score.metric == "accuracy"
-    scale, digits = (100.0, 1) if accuracy else (1.0, 3 if score.metric == "Spearman" else 2)
+    scale, digits = (100.0, 1) if accuracy else (1.0, 2 if score.metric == "explained %" else 3)
 
     def number(value: float | None) -> str:
         return NOTHING if value is None else f"{scale * value:.{digits}f}"
@@ -175,6 +201,7 @@ def _cells(score: Score) -> list[str]:
         interval(score.interval),
         interval(score.wide_interval),
         number(score.chance),
+        *([number(_baseline(evaluation, score))] if evaluation.baseline is not None else []),
         f"{score.items:,}",
         str(score.ties) if accuracy else NOTHING,
         number(score.ties_won),

@@ -105,9 +105,12 @@ def _causal_scores(candidate: Candidate, rows: list[ScoredRow], max_tokens: int)
         for index, number in enumerate(numbers):
             wanted_BT[index, [position - 1 for position in targets[number]]] = True
         targets_N = torch.tensor([rows[number].ids[position] for number in numbers for position in targets[number]])
-        log_probs_NV = candidate.log_probs(inputs_BT, segments_BT, wanted_BT)
-        picked_N = target_log_probs(candidate, log_probs_NV, targets_N).double().numpy()
-        _share_out(scores, picked_N, {number: len(targets[number]) for number in numbers})
+        asked = (inputs_BT, segments_BT, wanted_BT)
+        if candidate.token_log_probs is not None:
+            picked_N = candidate.token_log_probs(*asked, targets_N)
+        else:
+            picked_N = target_log_probs(candidate, candidate.log_probs(*asked), targets_N)
+        _share_out(scores, picked_N.double().numpy(), {number: len(targets[number]) for number in numbers})
     return scores
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from benchmarks.protocol import Protocol
 from benchmarks.request import Request
@@ -65,7 +66,7 @@ def _row(
     hidden = []
     for position in range(first, len(ids)):
         following = range(position + 1, len(ids)) if protocol.pll == "within_word_l2r" else ()
-        same_word = [later for later in following if words[position] is not None and words[later] == words[position]]
+        same_word = takewhile(lambda later, word=words[position]: word is not None and words[later] == word, following)
         hidden.append(tuple(len(leading) + each for each in (position, *same_word)))
     return ScoredRow((*leading, *ids, *trailing), tuple(each[0] for each in hidden), tuple(hidden))
 

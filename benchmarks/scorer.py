@@ -26,6 +26,9 @@ LogProbs = Callable[[Tensor, Tensor, Tensor], Tensor]
 # (input_ids_BT int64, positions_BT int64, sees_BTT bool, wanted_BT bool) -> the same: of causal models that can be told
 # which tokens each one sees
 TreeLogProbs = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+# (input_ids_BT int64, segments_BT int64, wanted_BT bool, targets_N int64) -> log_probs_N fp32, on the CPU: of causal
+# candidates that know what one token costs without a whole distribution
+TokenLogProbs = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 Precision = Literal["fp32", "bf16"]  # of a network's weights and features
 CPU_CAUSAL_TOKENS = 1024  # of a vocabulary of 16,384, the logits of as many positions are 64 MiB: caches hold no more
 
@@ -38,7 +41,7 @@ class Candidate:
     all other tokens, where the input holds a mask token (`masked`; a shift of 1 is masked next-token prediction, arXiv
     2410.24159). `max_positions`: longest row it reads, in tokens; None: any. `best_tokens`: of a forward pass of short
     rows; more would make it slower; None: as many as memory holds. `tree_log_probs`: reads rows that begin alike as one
-    tree; None: it cannot.
+    tree; `token_log_probs`: answers for one token at each wanted output; None: it cannot.
     """
 
     name: str
@@ -48,6 +51,7 @@ class Candidate:
     shift: Literal[0, 1] = 0
     best_tokens: int | None = None
     tree_log_probs: TreeLogProbs | None = None
+    token_log_probs: TokenLogProbs | None = None
 
     @property
     def lookback(self) -> int:

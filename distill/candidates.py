@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,14 +34,17 @@ from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.scoring import Alone, Scorer, Team, scoring_identity
 from benchmarks.scoring_tokenizer import ScoringTokenizer, read_scoring_tokenizer
 from benchmarks.strangers.load import load_stranger
-from benchmarks.strangers.sandboxed import SandboxedScorer
 from benchmarks.tasks.choice_files import LAYOUTS
+from benchmarks.text_costs import with_costs
 from corpora.batch import Objective
 from corpora.errors import InputRefused, RecipeError, suggestion
 from corpora.storage import digest, file_digest, read_manifest
 from corpora.synthetic_pairs import minimal_pairs
+from distill.baseline import score_baseline
 from distill.distributed import Processes
 from distill.memory import keep_freed_memory
+from distill.own_code import Limits, score_with_code
+from distill.texts import asks_text_alone, candidate_costs, own_text, require_texts
 from distill.year_data import as_in_year
 from students.buildable import Buildable
 from students.language_model import LanguageModel
@@ -52,14 +55,6 @@ EMBEDDED = "embedded"  # the embedded corpus's own pairs, where nothing else is 
 EMBEDDED_PAIRS = 100  # of each phenomenon
 DEFAULT_PROTOCOL = "cuvee"
 AGREEMENT_ITEMS = 20  # of each paradigm, scored in bf16 and in fp32
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Of a stranger's code."""
-
-    seconds: float  # wall clock of each benchmark
-    memory_bytes: int
 
 
 @dataclass(frozen=True)
@@ -118,24 +113,29 @@ def score_folder(
 
     With `out`, reports and verdicts are kept there, and scores one by one: a second call scores what is missing.
     `checkpoints`: first those that the run kept by words, each loaded once. Several processes share the work, and need
-    `out` for it. `allow_code`: the folder's own code may run, in a sandbox with these limits. Raises InputRefused,
-    RecipeError, Damaged, Diverged.
+    `out` for it. `allow_code`: the folder's own code may run, in a sandbox with these limits. The n-grams that stand
+    beside all of them are scored once. Raises InputRefused, RecipeError, Damaged, Diverged.
     """
     keep_freed_memory()
     if config.year is not None:
         config = as_in_year(config)
+    require_texts(config, own_code=allow_code is not None)
     if allow_code is not None:
-        return [_score_with_code(folder, config, out, allow_code)]
+        return [score_with_code(folder, _tasks(config), config, _protocol(config), out=out, limits=allow_code)]
     team = scoring_team()
     if team.world_size > 1 and out is None:
         raise RecipeError("--out: not given, but several processes meet in it; name a folder")
-    tasks = _tasks(config)
+    tasks = {} if asks_text_alone(config) else _tasks(config)
+    own, answers = own_text(folder, config), out and out / "answers"
     announce: Callable[[str], None] = print if team.rank == 0 else lambda line: None
+    baseline = cache(lambda: score_baseline(folder, tasks, own, config, _protocol(config), out, team, announce))
     evaluations = []
     for subject in _subjects(folder, checkpoints):
         for backend in _backends(subject, config):
-            scorer, identity = subject_scorer(subject, backend, config, out and out / "answers", team)
-            evaluation = evaluate(scorer, tasks, config, backend=backend, announce=announce)
+            scorer, identity = subject_scorer(subject, backend, config, answers, team)
+            costs = candidate_costs(subject, scorer, identity, own, config, answers, announce)
+            evaluation = with_costs(evaluate(scorer, tasks, config, backend=backend, announce=announce), costs, config)
+            evaluation = baseline().beside(evaluation, scorer.tokenizer)
             evaluations.append(evaluation)
             if team.rank == 0:
                 print_evaluation(evaluation)
@@ -159,26 +159,6 @@ def _agreement(
     )
     every = [task for found in tasks.values() for task in found]
     return verdict_agreement(rounded, exact, every, items=AGREEMENT_ITEMS)
-
-
-def _score_with_code(folder: Path, config: EvaluationConfig, out: Path | None, limits: Limits) -> Evaluation:
-    if config.backend not in ("causal", "masked", "mntp"):
-        raise RecipeError("--allow-code: what the code predicts is not known; say --backend causal, masked or mntp")
-    if not folder.is_dir():
-        raise InputRefused(f"{folder}: no such folder; expected a Hugging Face folder; check its name")
-    protocol = _protocol(config)
-    scorer = SandboxedScorer(
-        folder.name, folder, config.backend, protocol, config.max_tokens, limits.seconds, limits.memory_bytes
-    )
-    evaluation = evaluate(scorer, _tasks(config), config, backend=config.backend, announce=print)
-    print_evaluation(evaluation)
-    if out is not None:
-        weights = digest("".join(map(file_digest, sorted(folder.glob("*.safetensors")))).encode())
-        identity = scoring_identity(
-            weights, read_scoring_tokenizer(folder), protocol, backend=config.backend, precision="fp32"
-        )
-        print(f"score: written to {write_evaluation(out, evaluation, identity | {'own_code': True})}")
-    return evaluation
 
 
 def compare_folders(

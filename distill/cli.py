@@ -135,6 +135,13 @@ def score(
     bad: Annotated[str, typer.Option(help="Its column of wrong sentences.")] = "sentence_bad",
     group: Annotated[str | None, typer.Option(help="Its column that names the paradigm.")] = None,
     items: Annotated[int | None, typer.Option(min=1, help="Items drawn of each paradigm; left out: all.")] = None,
+    text: Annotated[
+        Path | None, typer.Option(help="A .txt, .jsonl, .jsonl.zst or .train file, or a folder: bits per byte of it.")
+    ] = None,
+    stream: Annotated[str | None, typer.Option(help="The same of a run's own held-out text: test or tune.")] = None,
+    ngrams: Annotated[
+        str | None, typer.Option(help="RUN_DIR whose text the baseline counts; left out: the run's own; none: none.")
+    ] = None,
     protocol: Annotated[
         str | None,
         typer.Option(help="cuvee, babylm2025, babylm2024, babylm2023, lm-eval, minicons; else the year's, or cuvee."),
@@ -169,6 +176,9 @@ def score(
         "bad": bad,
         "group": group,
         "items": items,
+        "text": text and str(text),
+        "stream": _one_of("--stream", stream, "test", "tune"),
+        "ngrams": ngrams,
         "protocol": protocol,
         "pll": _one_of("--pll", pll, "original", "within_word_l2r"),
         "backend": _one_of("--backend", backend, "causal", "masked", "mntp", "hybrid"),
@@ -184,8 +194,9 @@ def score(
                 f"command line: {overrides[0]!r}: keys belong to a RECIPE, {target} is a folder; leave it out"
             )
         from distill import candidates
+        from distill.own_code import Limits
 
-        limits = candidates.Limits(60 * minutes, round(memory * 2**30)) if allow_code else None
+        limits = Limits(60 * minutes, round(memory * 2**30)) if allow_code else None
         candidates.score_folder(Path(target), config, out=out, checkpoints=checkpoints, allow_code=limits)
     elif config != EvaluationConfig() or checkpoints or out or allow_code:
         raise RecipeError(

@@ -15,7 +15,7 @@ import torch
 from benchmarks.choices import ChoiceResult, ChoiceResults, ChoiceTask, score_choices
 from benchmarks.config import BenchmarksConfig
 from benchmarks.minimal_pairs import blimp_tasks, tasks_from_rows
-from benchmarks.ngram import ngram_candidate, ngram_identity, ngram_stream_result, stored_ngrams
+from benchmarks.ngram_baseline import ngram_candidate, ngram_identity, ngram_stream_result, stored_ngrams
 from benchmarks.protocol import PROTOCOLS
 from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.scoring import Scorer

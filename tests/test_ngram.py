@@ -15,13 +15,11 @@ from conftest import MemoryStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks import ngram
+from benchmarks import ngram, ngram_baseline
 from benchmarks.choices import score_choices
 from benchmarks.minimal_pairs import tasks_from_rows
-from benchmarks.ngram import (
-    NgramModel,
-    count_ngrams,
-    discounts_of,
+from benchmarks.ngram import NgramModel, count_ngrams, discounts_of
+from benchmarks.ngram_baseline import (
     load_ngrams,
     ngram_candidate,
     ngram_identity,
@@ -326,7 +324,7 @@ def test_a_stream_costs_what_its_documents_cost(corpus: Corpus, monkeypatch: pyt
         probs_N = model.probs(contexts_NC)[np.arange(len(contexts_NC)), ids_BT[0, 1:]]
         expected = -np.log(probs_N.astype(np.float64)).sum()
         assert whole.sums_D[number] == pytest.approx(expected, rel=1e-5)
-    monkeypatch.setattr(ngram, "_TARGETS_AT_ONCE", 17)
+    monkeypatch.setattr(ngram_baseline, "_TARGETS_AT_ONCE", 17)
     np.testing.assert_array_equal(ngram_stream_result(model, stream).nats_N, whole.nats_N)
 
 

@@ -1,0 +1,58 @@
+"""`cuvee score FOLDER --allow-code`: a stranger's own code answers from a sandbox, and is judged as everybody is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.choices import ChoiceTask
+from benchmarks.config import EvaluationConfig
+from benchmarks.evaluation import Evaluation, evaluate
+from benchmarks.evaluation_folder import write_evaluation
+from benchmarks.evaluation_report import print_evaluation
+from benchmarks.protocol import Protocol
+from benchmarks.scoring import Alone, scoring_identity
+from benchmarks.scoring_tokenizer import read_scoring_tokenizer
+from benchmarks.strangers.sandboxed import SandboxedScorer
+from corpora.errors import InputRefused, RecipeError
+from corpora.storage import digest, file_digest
+from distill.baseline import score_baseline
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a stranger's code."""
+
+    seconds: float  # wall clock of each benchmark
+    memory_bytes: int
+
+
+def score_with_code(
+    folder: Path,
+    tasks: Mapping[str, Sequence[ChoiceTask]],
+    config: EvaluationConfig,
+    protocol: Protocol,
+    *,
+    out: Path | None,
+    limits: Limits,
+) -> Evaluation:
+    """Score a folder by its own code, and print the table. Raises RecipeError, InputRefused, Diverged."""
+    if config.backend not in ("causal", "masked", "mntp"):
+        raise RecipeError("--allow-code: what the code predicts is not known; say --backend causal, masked or mntp")
+    if not folder.is_dir():
+        raise InputRefused(f"{folder}: no such folder; expected a Hugging Face folder; check its name")
+    scorer = SandboxedScorer(
+        folder.name, folder, config.backend, protocol, config.max_tokens, limits.seconds, limits.memory_bytes
+    )
+    evaluation = evaluate(scorer, tasks, config, backend=config.backend, announce=print)
+    baseline = score_baseline(folder, tasks, None, config, protocol, out, Alone(), print)
+    evaluation = baseline.beside(evaluation, None)
+    print_evaluation(evaluation)
+    if out is not None:
+        weights = digest("".join(map(file_digest, sorted(folder.glob("*.safetensors")))).encode())
+        identity = scoring_identity(
+            weights, read_scoring_tokenizer(folder), protocol, backend=config.backend, precision="fp32"
+        )
+        print(f"score: written to {write_evaluation(out, evaluation, identity | {'own_code': True})}")
+    return evaluation
