@@ -172,7 +172,7 @@ def stranger(
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer" / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
     torch.manual_seed(0)
-    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(vocab_size=size, bos_token_id=1, eos_token_id=2, **sizes))
     model.save_pretrained(folder)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
