@@ -51,6 +51,7 @@ class EvaluationConfig:
     # prediction); or the first and the third added. Null: as the model was trained
     backend: Backend | None = None
     precision: Literal["fp32", "bf16"] = "fp32"  # of the network; log-probabilities are fp32
+    aoa: str | None = None  # folder of cdi_childes.json and cdi_human.csv, asked of every checkpoint
     max_tokens: int = 4_096  # in a forward pass
     confidence: float = 0.95  # of every interval
     resamples: int = 2_000  # bootstrap draws

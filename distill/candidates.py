@@ -40,11 +40,12 @@ from corpora.batch import Objective
 from corpora.errors import InputRefused, RecipeError, suggestion
 from corpora.storage import digest, file_digest, read_manifest
 from corpora.synthetic_pairs import minimal_pairs
+from distill.acquisition_scores import acquisition_scores
 from distill.baseline import score_baseline
 from distill.distributed import Processes
 from distill.memory import keep_freed_memory
 from distill.own_code import Limits, score_with_code
-from distill.texts import asks_text_alone, candidate_costs, own_text, require_texts
+from distill.texts import asks_no_choice, candidate_costs, own_text, require_texts
 from distill.year_data import as_in_year
 from students.buildable import Buildable
 from students.language_model import LanguageModel
@@ -63,6 +64,7 @@ class Subject:
 
     folder: Path
     name: str
+    words_seen: int | None = None  # in training, of a checkpoint by words
 
     @cached_property
     def _loaded(self) -> tuple[LanguageModel, ScoringTokenizer]:
@@ -125,7 +127,8 @@ def score_folder(
     team = scoring_team()
     if team.world_size > 1 and out is None:
         raise RecipeError("--out: not given, but several processes meet in it; name a folder")
-    tasks = {} if asks_text_alone(config) else _tasks(config)
+    tasks = {} if asks_no_choice(config) else _tasks(config)
+    acquisition = acquisition_scores(config, checkpoints=checkpoints)
     own, answers = own_text(folder, config), out and out / "answers"
     announce: Callable[[str], None] = print if team.rank == 0 else lambda line: None
     baseline = cache(lambda: score_baseline(folder, tasks, own, config, _protocol(config), out, team, announce))
@@ -136,6 +139,10 @@ def score_folder(
             costs = candidate_costs(subject, scorer, identity, own, config, answers, announce)
             evaluation = with_costs(evaluate(scorer, tasks, config, backend=backend, announce=announce), costs, config)
             evaluation = baseline().beside(evaluation, scorer.tokenizer)
+            if acquisition is not None and subject.words_seen is not None:
+                acquisition.hear(backend, subject.name, subject.words_seen, scorer)
+            elif acquisition is not None:
+                evaluation = acquisition.added(evaluation, scorer, len(subject.model.head().weight_VD))
             evaluations.append(evaluation)
             if team.rank == 0:
                 print_evaluation(evaluation)
@@ -260,7 +267,7 @@ def _subjects(folder: Path, checkpoints: bool) -> Iterator[Subject]:
             )
         words = {path: manifest.facts["words"] for path in kept if (manifest := read_manifest(path)) is not None}
         for path in sorted(kept, key=words.__getitem__):
-            yield Subject(path, f"{folder.name}:{path.name}")
+            yield Subject(path, f"{folder.name}:{path.name}", words[path])
     yield Subject(folder, folder.name)
 
 

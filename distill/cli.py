@@ -151,6 +151,9 @@ def score(
     precision: Annotated[str, typer.Option(help="fp32 or bf16, of the network.")] = "fp32",
     canaries: Annotated[bool, typer.Option("--canaries", help="Also score what knows nothing.")] = False,
     checkpoints: Annotated[bool, typer.Option("--checkpoints", help="Also snapshots/chck_* of a run.")] = False,
+    aoa: Annotated[
+        Path | None, typer.Option(help="With --checkpoints: the folder of cdi_childes.json and cdi_human.csv.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Where reports, verdicts and single scores are kept.")] = None,
     allow_code: Annotated[
         bool, typer.Option("--allow-code", help="Run the FOLDER's own code, in a sandbox without network.")
@@ -184,6 +187,7 @@ def score(
         "backend": _one_of("--backend", backend, "causal", "masked", "mntp", "hybrid"),
         "precision": _one_of("--precision", precision, *FLOATS),
         "canaries": canaries,
+        "aoa": aoa and str(aoa),
     }
     from benchmarks.config import EvaluationConfig
 

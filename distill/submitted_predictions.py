@@ -219,8 +219,12 @@ class Acquisition:
         *,
         tokenizer: ScoringTokenizer,
         vocab_size: int,
+        how: Mapping[str, Any] = _HOW,
     ) -> AcquisitionResult:
-        """Agreement with children; chance is a word's number of tokens times ln(types), as in the scorer of 2026."""
+        """Agreement with children, as sure as `how` says.
+
+        Chance is a word's number of tokens times ln(types), as in the scorer of 2026.
+        """
         encoded = tokenizer.encode([f" {word.word.strip()}" for word in self.words])
         guess = math.log(vocab_size)
         return acquisition_result(
@@ -229,7 +233,7 @@ class Acquisition:
             checkpoints=checkpoints,
             log_likelihoods=log_likelihoods,
             chance={word.word: len(each.ids) * guess for word, each in zip(self.words, encoded, strict=True)},
-            **_HOW,
+            **how,
         )
 
 

@@ -35,9 +35,9 @@ class OwnText:
     config: CacheConfig  # windows and masks
 
 
-def asks_text_alone(config: EvaluationConfig) -> bool:
-    """Whether texts are asked for and no benchmark is."""
-    return bool(config.text or config.stream) and not (
+def asks_no_choice(config: EvaluationConfig) -> bool:
+    """Whether texts, or words that children learn, are asked for and no benchmark is."""
+    return bool(config.text or config.stream or config.aoa) and not (
         config.benchmarks or config.data or config.blimp or config.pairs or config.year
     )
 

@@ -513,6 +513,17 @@ def test_fewer_items_than_the_table_of_the_year_are_refused(
     assert found == code and len(lines) == 1 and line in lines[0], lines
 
 
+def test_the_age_of_acquisition_is_scored_without_a_submission(run_dir: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = ["score", str(student(run_dir)), "--aoa", str(data / "children"), "--out", str(out)]
+    assert cuvee(*command, "--checkpoints")[0] == 0
+    *_, last = json.loads((out / "scores.json").read_text())
+    assert [score["metric"] for score in last["scores"]] == ["Pearson, babylm2025", "Pearson, nats"]
+    assert all(score["value"] is None and score["reason"] for score in last["scores"])
+    assert "model: fewer than 4 checkpoints: dog, cat" in (out / "scores.md").read_text()
+    assert cuvee(*command)[0] == 2
+
+
 def test_data_of_other_benchmarks_may_be_missing(run_dir: Path, data: Path, tmp_path: Path) -> None:
     data = Path(shutil.copytree(data, tmp_path / "data"))
     shutil.rmtree(data / f"{FULL}/comps")
