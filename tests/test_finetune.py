@@ -25,6 +25,7 @@ import benchmarks.finetune.run as run_module
 from benchmarks.finetune.classifier import Classifier, classified_positions
 from benchmarks.finetune.config import PRESETS, FinetuneConfig, LoraConfig
 from benchmarks.finetune.loop import Fit, LabelledRows, fit, micro_batches, predict
+from benchmarks.finetune.metrics import Sureness, median_interval
 from benchmarks.finetune.results import Summary, TaskResult
 from benchmarks.finetune.run import PREDICTIONS, finetune, kept_out
 from benchmarks.finetune.subject import Subject, read_subject
@@ -162,6 +163,24 @@ def test_medians_of_seeds() -> None:
     assert str(summary) == "0.7000 [0.5000, 0.9000]" and str(Summary((0.5,))) == "0.5000"
 
 
+def test_the_interval_of_a_median_resamples_rows_in_all_seeds_alike() -> None:
+    """Accuracy of one seed: the binomial interval. Three equal seeds say no more than one, and three that err on other
+    rows, whose median is steadier, say more."""
+    labels, sure = np.ones(400, np.int64), Sureness(resamples=2_000)
+    wrong = np.arange(400) < 80
+    one = median_interval(labels, np.stack([~wrong]).astype(np.int64), "accuracy", num_labels=2, sure=sure)
+    half = 1.96 * (0.8 * 0.2 / 400) ** 0.5
+    assert one == pytest.approx((0.8 - half, 0.8 + half), abs=0.006)
+    alike = median_interval(labels, np.stack([~wrong] * 3).astype(np.int64), "accuracy", num_labels=2, sure=sure)
+    assert alike == pytest.approx(one, abs=0.006)
+    apart = np.stack([~np.roll(wrong, 100 * seed) for seed in range(3)]).astype(np.int64)
+    low, high = median_interval(labels, apart, "accuracy", num_labels=2, sure=sure)
+    assert high - low < 0.9 * (one.high - one.low)
+    mixed = np.arange(400) % 2
+    perfect = median_interval(mixed, mixed[None], "mcc", num_labels=2, sure=sure)
+    assert perfect == (1.0, 1.0)
+
+
 def test_msgs_is_scored_on_some_rows_and_predicted_on_all(tmp_path: Path) -> None:
     """The control rows, a third here, are in the submission and in no score; they say the contrary of what trains."""
     name, folder = "main_verb_control", tmp_path / "data" / "msgs_filtered"
@@ -177,6 +196,9 @@ def test_msgs_is_scored_on_some_rows_and_predicted_on_all(tmp_path: Path) -> Non
     split = result.runs[0].split(name)
     assert len(split.submission()["predictions"]) == 45 and len(split.correct_N) == 30
     assert split.scores["accuracy"] == split.correct_N.mean() > 0.9  # with the control rows, below 0.7
+    low, high = result.interval(name, "mcc")
+    assert low <= split.scores["mcc"] <= high
+    assert result.lines()[1].startswith(f"  95% interval over rows: mcc [{low:.4f}, {high:.4f}], accuracy [")
     assert result.lines()[0].startswith(f"{name}: mcc {split.scores['mcc']:.4f} as the scorer computes it, accuracy ")
 
 

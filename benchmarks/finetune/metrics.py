@@ -1,16 +1,27 @@
 """Accuracy, F1 and Matthews' correlation of labels, from counts of what was said for what.
 
-Axes: N rows; C labels, true ones first, said ones second.
+Axes: N rows; C labels, true ones first, said ones second; S seeds, K kinds of rows, R resamples.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from benchmarks.finetune.config import Metric
+from benchmarks.stats import Interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sureness:
+    """How intervals are made."""
+
+    confidence: float = 0.95
+    resamples: int = 1_000  # bootstrap draws
+    seed: int = 1
 
 
 def all_scores(labels_N: np.ndarray, predictions_N: np.ndarray, num_labels: int) -> dict[Metric, float]:
@@ -24,6 +35,28 @@ def all_scores(labels_N: np.ndarray, predictions_N: np.ndarray, num_labels: int)
     counts_CC = np.zeros((num_labels, num_labels), np.int64)
     np.add.at(counts_CC, (labels_N, predictions_N), 1)
     return {name: metric(counts_CC) for name, metric in METRICS.items() if name != "f1" or num_labels == 2}
+
+
+def median_interval(
+    labels_N: np.ndarray, predictions_SN: np.ndarray, metric: Metric, *, num_labels: int, sure: Sureness
+) -> Interval:
+    """Bootstrap interval of a metric's median over seeds, on other rows of this kind: all seeds get the same ones.
+
+    Other seeds are not in it. Rows with one label and the same predictions are one kind, and how many of each kind a
+    resample holds is multinomial.
+    """
+    kinds_K, numbers_K = np.unique(np.vstack([labels_N, predictions_SN]), axis=1, return_counts=True)
+    draw = np.random.default_rng(sure.seed)
+    drawn_RK = draw.multinomial(len(labels_N), numbers_K / len(labels_N), size=sure.resamples)
+    values_SR = []
+    for said_K in kinds_K[1:]:
+        counts_RCC = np.zeros((sure.resamples, num_labels, num_labels), np.int64)
+        for kind, (label, said) in enumerate(zip(kinds_K[0], said_K, strict=True)):
+            counts_RCC[:, label, said] += drawn_RK[:, kind]
+        values_SR.append([METRICS[metric](counts_CC) for counts_CC in counts_RCC])
+    tails = [(1 - sure.confidence) / 2, (1 + sure.confidence) / 2]
+    low, high = np.quantile(np.median(values_SR, axis=0), tails)
+    return Interval(float(low), float(high))
 
 
 def accuracy(counts_CC: np.ndarray) -> float:

@@ -12,8 +12,11 @@ import numpy as np
 
 from benchmarks.finetune.config import FinetuneConfig, Metric
 from benchmarks.finetune.data import SplitRows
-from benchmarks.finetune.metrics import all_scores
+from benchmarks.finetune.metrics import Sureness, all_scores, median_interval
 from benchmarks.finetune.tasks import Task
+from benchmarks.stats import Interval
+
+SURE = Sureness()  # of printed intervals
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,14 @@ class TaskResult:
         """A metric of one file over all seeds."""
         return Summary(tuple(run.split(split).scores[metric] for run in self.runs))
 
+    def interval(self, split: str, metric: Metric, sure: Sureness = SURE) -> Interval:
+        """Of the median over these seeds, on other rows of this kind."""
+        results = [run.split(split) for run in self.runs]
+        scored_N = results[0].scored_N
+        predictions_SN = np.stack([result.predictions_N[scored_N] for result in results])
+        labels_N = results[0].labels_N[scored_N]
+        return median_interval(labels_N, predictions_SN, metric, num_labels=results[0].num_labels, sure=sure)
+
     def lines(self) -> list[str]:
         """The result in words, every choice beside it."""
         task, selecting_rows = self.task, self.runs[0].selecting_rows
@@ -128,6 +139,7 @@ class TaskResult:
         found = []
         for split in task.reported:
             found.append(f"{split.name}: {self._as_scored(split.name)} ({self.config.name}, {how}: {seeds})")
+            found.append(f"  {self._intervals(split.name)}")
             chance = self.runs[0].split(split.name).chance
             found.append(f"  accuracy of its commonest label alone: {chance:.4f}")
         if self.selected_on_reported:
@@ -139,6 +151,15 @@ class TaskResult:
             found.append(f"  checkpoint chosen on {selecting_rows} rows of {task.train.file}, kept out of training")
         found.append(f"  {self.classified} is classified; texts stand as {self.frame}, cut at {self.max_length} tokens")
         return found + [f"  not the challenge's data: {remark}" for remark in self.remarks]
+
+    def _intervals(self, split: str) -> str:
+        """How sure both metrics are."""
+        ends = [
+            f"{metric} [{interval.low:.4f}, {interval.high:.4f}]"
+            for metric in dict.fromkeys((self.task.scored, self.task.readme))
+            for interval in [self.interval(split, metric)]
+        ]
+        return f"{SURE.confidence:.0%} interval over rows: {', '.join(ends)}"
 
     def _as_scored(self, split: str) -> str:
         """The metric of the year's scorer and that of its README, both."""
