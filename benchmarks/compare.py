@@ -3,7 +3,7 @@
 Both systems answered the same items, so only the items that one of them wins alone tell them apart. With one seed each
 the question is about two runs: exact McNemar on one paradigm, a paired permutation test of a mean over several. With
 several seeds each it is about two recipes, and seeds are a second source of variation beside items: min F' by
-`stats.paired_estimate`.
+`paired.paired_estimate`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.stats import (
-    Interval,
+from benchmarks.paired import (
     PairedEstimate,
     cohens_g,
     holm,
@@ -26,6 +25,7 @@ from benchmarks.stats import (
     paired_estimate,
     sign_flip_p_value,
 )
+from benchmarks.stats import Interval
 from corpora.errors import InputRefused, RecipeError, suggestion
 
 Level = Literal["overall", "phenomenon", "paradigm"]

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.compare import LEVELS, Comparison, Level, Pair, Row, Test
 from benchmarks.markdown import NOTHING, Table, escaped, markdown_table
-from benchmarks.stats import POWER, Interval
+from benchmarks.paired import POWER
+from benchmarks.stats import Interval
 from corpora.storage import write_file, write_json
 
 if TYPE_CHECKING:

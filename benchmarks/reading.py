@@ -9,43 +9,27 @@ Axes: N words, C covariates, Q columns of a regression, R resamples.
 
 from __future__ import annotations
 
-import csv
-import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.json_lines import refuse, text_of
+from benchmarks.csv_rows import number_in, table_rows
+from benchmarks.estimates import Estimate, estimate, require_finite
+from benchmarks.json_lines import text_of
 from benchmarks.request import Request
-from benchmarks.stats import Interval, _bootstrap
-from corpora.errors import Diverged, InputRefused
 
 EYE_TRACKING = ("RTfirstfix", "RTfirstpass", "RTgopast", "RTrightbound")  # milliseconds
 SELF_PACED = "self_paced_reading_time"  # milliseconds
 COVARIATES = ("Subtlex_log10", "length", "context_length")  # log frequency, letters, words before
+MASKS = 3  # mask tokens in place of the word and what follows, where a masked model reads
 PREVIOUS = ("prev_length", "prev_pred")  # what spills over from the word before: its letters, its surprisal
 _NUMBERS = (*COVARIATES, "prev_length", *EYE_TRACKING, SELF_PACED)
 _TEXTS = ("item", "word", "prev_item", "prev_word")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
-MISSING = frozenset({"", "NA", "NaN", "nan"})  # cells that hold no number
 # Share of a column's variance below which it is rounding: what remains is explained by the columns before it.
 _ROUNDING = 1e-12
-
-
-class Estimate(NamedTuple):
-    """A statistic of a candidate; `value` is None where it is undefined, and `reason` says why.
-
-    `interval` is None too where the statistic is not defined in every resample.
-    """
-
-    value: float | None
-    interval: Interval | None
-    reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,14 +68,14 @@ def reading_requests(items: Sequence[ReadingItem], *, with_space: bool = False) 
     """Each word after its context, then each previous word that has one, in the order of the items.
 
     The year scores the word as its file has it, tokenised alone; in the file of June 2025 it has no leading space, so
-    that most byte-level tokenizers give it another token than in running text. `with_space` tokenises context, space
-    and word together, as they are read. The numbers differ: say which of them you report. (The year's masked models
-    see three masks behind the context and nothing else; what a masked candidate sees here is the scorer's choice.)
+    that most byte-level tokenizers give it another token than in running text. `with_space` writes the space before the
+    word, as it is read. The numbers differ: say which of them you report. Masked models see MASKS behind the context
+    (Samuel 2024, arXiv 2410.24159).
     """
     asked = [(item.context, item.word) for item in items] + [item.previous for item in items if item.previous]
     if with_space:
-        return [Request(context.rstrip(), f" {word.lstrip()}") for context, word in asked]
-    return [Request(context, word, apart=True) for context, word in asked]
+        return [Request(context.rstrip(), f" {word.lstrip()}", masks=MASKS) for context, word in asked]
+    return [Request(context, word, apart=True, masks=MASKS) for context, word in asked]
 
 
 def reading_result(
@@ -133,85 +117,6 @@ def reading_predictions(result: ReadingResult) -> dict[str, Any]:
         for number, (surprisal, previous) in enumerate(zip(result.surprisals, result.previous_surprisals, strict=True))
     ]
     return {"reading": {"predictions": rows}}
-
-
-def require_finite(log_likelihoods: np.ndarray, places: Sequence[str]) -> None:
-    """Raise Diverged, naming the first place, unless there is one finite log-likelihood for each place."""
-    assert len(log_likelihoods) == len(places), f"{len(log_likelihoods)} log-likelihoods of {len(places)} requests"
-    finite = np.isfinite(log_likelihoods)
-    if not finite.all():
-        first = int(np.argmin(finite))
-        raise Diverged(
-            f"{places[first]}: log-likelihood {log_likelihoods[first]} ({int((~finite).sum())} of {len(places)} not "
-            "finite); expected finite ones; the candidate is invalid, train it again with a lower learning rate"
-        )
-
-
-def estimate(
-    value: float,
-    samples: list[np.ndarray],
-    statistic: Callable[..., np.ndarray],
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> Estimate:
-    """A value with the interval of its statistic, whose samples are resampled together, where that is defined."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy's about NaN, the value of a resample without one; looked for below
-        interval = _bootstrap(samples, statistic, paired=True, confidence=confidence, resamples=resamples, seed=seed)
-    if np.isfinite(interval).all():
-        return Estimate(value, interval)
-    return Estimate(value, None, "too few items for an interval")
-
-
-def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(`file:line`, cells by column) of each row of a CSV file that has at least these columns.
-
-    Raises InputRefused as `file:line: reason; expected ...; remedy` for what is no such table, or has no row.
-    """
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8")
-    except OSError as error:
-        raise InputRefused(f"{path}: {error.strerror}; expected a readable CSV file; check its name") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        refuse(f"{path}:{line}", f"byte {error.start + 1} of the file is not UTF-8", "UTF-8 text", cause=error)
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] = []
-    number, read = 1, 0
-    try:
-        for row in lines:
-            place, number = f"{path}:{number}", lines.line_num + 1  # a quoted cell may go on for lines
-            if not header:
-                header = _checked_header(row, columns, place)
-                continue
-            if len(row) != len(header):
-                refuse(place, f"{len(row)} cells", f"{len(header)}, as many as the header has")
-            read += 1
-            yield place, dict(zip(header, row, strict=True))
-    except csv.Error as error:
-        refuse(f"{path}:{number}", f"not CSV ({error})", "comma-separated cells", cause=error)
-    if not read:
-        raise InputRefused(f"{path}: no row; expected a header and rows below it; fetch the file again")
-
-
-def number_in(cell: str, column: str, place: str) -> float:
-    """The finite number in a cell, NaN where the cell says that there is none; raises InputRefused for another text."""
-    if cell in MISSING:
-        return float("nan")
-    if not _NUMBER.fullmatch(cell) or not np.isfinite(float(cell)):
-        refuse(place, f"{column} is {cell[:40]!a}", "a finite number or an empty cell")
-    return float(cell)
-
-
-def _checked_header(header: list[str], columns: Sequence[str], place: str) -> list[str]:
-    for column in columns:
-        if header.count(column) != 1:
-            found = f"column {column} {'occurs twice' if column in header else 'is missing'}"
-            refuse(place, found, f"a header with {', '.join(columns)}")
-    return header
 
 
 def _item(row: Mapping[str, str], place: str) -> ReadingItem:

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.estimates import Estimate, correlation, require_finite
 from benchmarks.json_lines import kind_of, read_rows, refuse, text_of
-from benchmarks.reading import Estimate, estimate, require_finite
 from benchmarks.request import Request
 from benchmarks.stats import bootstrap_mean
 
@@ -103,38 +103,6 @@ def wug_predictions(task: str, items: Sequence[WugItem], result: WugResult) -> d
         for number, (item, probability) in enumerate(zip(items, result.probabilities, strict=True))
     ]
     return {task: {"predictions": rows}}
-
-
-def correlation(
-    first_N: np.ndarray,
-    second_N: np.ndarray,
-    *,
-    ranks: bool,
-    names: tuple[str, str],
-    confidence: float,
-    resamples: int,
-    seed: int,
-) -> Estimate:
-    """Pearson's correlation of two samples, or Spearman's with `ranks`, and an interval that resamples their pairs.
-
-    Undefined, with a reason that says the `names` of the samples, for fewer than three pairs, and where one of the
-    samples has but one value.
-    """
-    from scipy.stats import pearsonr, rankdata
-
-    def coefficients(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-        if ranks:
-            first, second = rankdata(first, axis=axis), rankdata(second, axis=axis)
-        return np.asarray(pearsonr(first, second, axis=axis)[0])
-
-    if len(first_N) < 3:
-        return Estimate(None, None, f"{len(first_N)} pair(s) of {names[0]} and {names[1]}, at least 3 are needed")
-    for sample, name in zip((first_N, second_N), names, strict=True):
-        if (sample == sample[0]).all():
-            return Estimate(None, None, f"the {name} of all {len(sample)} items is {sample[0]:g}")
-    value = float(coefficients(first_N, second_N, -1))
-    how = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    return estimate(value, [first_N, second_N], coefficients, **how)
 
 
 def _accuracy(leads_N: np.ndarray, ratios_N: np.ndarray, how: Mapping[str, Any]) -> Estimate:

@@ -23,6 +23,7 @@ from benchmarks.acquisition import (
     read_target_words,
 )
 from benchmarks.choices import Answering, ChoiceResult, ChoiceTask, score_choices
+from benchmarks.estimates import require_finite
 from benchmarks.evaluation import READING, benchmark_file
 from benchmarks.reading import (
     ReadingItem,
@@ -30,7 +31,6 @@ from benchmarks.reading import (
     reading_predictions,
     reading_requests,
     reading_result,
-    require_finite,
 )
 from benchmarks.request import Request
 from benchmarks.scoring_tokenizer import ScoringTokenizer

@@ -16,7 +16,6 @@ from scipy.special import expit
 
 from benchmarks.acquisition import (
     AGES,
-    RULES,
     AcquisitionResult,
     Checkpoint,
     TargetWord,
@@ -26,6 +25,7 @@ from benchmarks.acquisition import (
     read_child_shares,
     read_target_words,
 )
+from benchmarks.acquisition_curves import RULES
 from benchmarks.request import Request
 from corpora.errors import Diverged, InputRefused
 

@@ -26,7 +26,7 @@ from benchmarks.compare_report import (
     to_markdown,
     write_comparison,
 )
-from benchmarks.stats import holm, mcnemar_p_value, odds_ratio_interval, paired_estimate, sign_flip_p_value
+from benchmarks.paired import holm, mcnemar_p_value, odds_ratio_interval, paired_estimate, sign_flip_p_value
 from corpora.errors import InputRefused, RecipeError
 
 HOW = {"resamples": 1000, "confidence": 0.95, "seed": 1}
