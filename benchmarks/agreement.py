@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class Agreement:
 
 def verdict_agreement(one: Answering, other: Answering, tasks: Sequence[ChoiceTask], *, items: int) -> Agreement:
     """Compare two ways on the first `items` items of each task. Raises Diverged, InputRefused as scoring does."""
-    sample = [ChoiceTask(task.uid, task.field, task.term, task.items[:items], task.benchmark) for task in tasks]
+    sample = [replace(task, items=task.items[:items]) for task in tasks]
     ones, others = (score_choices(way, sample).tasks for way in (one, other))
     agreeing = sum(int((a.wins == b.wins).sum()) for a, b in zip(ones, others, strict=True))
     largest = max(float(np.abs(a.scores - b.scores).max()) for a, b in zip(ones, others, strict=True))

@@ -148,7 +148,7 @@ class Answering(Protocol):
 def asked_order(tasks: Iterable[ChoiceTask]) -> list[Request]:
     """Every option of all items, once, in an order that does not know which is right: that of their texts."""
     options = {option for task in tasks for item in task.items for option in item.options}
-    return sorted(options, key=lambda option: (option.text, option.context, option.apart, option.mean))
+    return sorted(options, key=lambda option: (option.text, option.context, option.apart, option.mean, option.masks))
 
 
 def score_choices(scorer: Answering, tasks: Sequence[ChoiceTask], *, report_invalid: bool = False) -> ChoiceResults:

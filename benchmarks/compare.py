@@ -8,6 +8,7 @@ several seeds each it is about two recipes, and seeds are a second source of var
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -33,6 +34,7 @@ Test = Literal["mcnemar", "permutation", "min_f"]
 Verdict = Literal["A better", "B better", "cannot be told apart"]
 
 LEVELS: tuple[Level, ...] = ("overall", "phenomenon", "paradigm")
+MOST_RESAMPLES = 200_000  # of a mean over all 67 paradigms, 100 MB at a time
 _SAME_ITEMS = "score both on the same items"
 
 
@@ -45,6 +47,7 @@ class Verdicts:
     groups: Mapping[str, str]  # UID -> phenomenon (BLiMP's linguistics_term), for rows of groups; may be empty
     items: str  # digest of the items, equal for all systems
     ties: tuple[Mapping[str, int], ...] = ()  # for each seed, by UID: items lost because scores tied; empty: not known
+    protocol: str = ""  # name of the one under which all seeds were scored; empty: not known
 
     def wins(self, uid: str) -> np.ndarray:
         """Of one paradigm, bool [seeds, items]."""
@@ -120,17 +123,23 @@ def compare(
     A row is `A better` or `B better` when its p, adjusted by Holm over all rows of its level in all pairs, is at most
     `alpha`. A system of one seed cannot be tested against one of several: how it varies over seeds is not known.
 
-    Raises InputRefused when the systems were scored on different items, naming the first UID that differs, and
-    RecipeError when the question makes no sense: one system, two of one name, an unknown baseline.
+    `resamples` are as many as are asked for, or more where Holm needs them for any verdict at all.
+
+    Raises InputRefused when the systems were scored on different items, naming the first UID that differs, or under
+    different protocols, and RecipeError when the question makes no sense: one system, two of one name, an unknown
+    baseline.
     """
     _require_levels(alpha=alpha, confidence=confidence)
     pairs = _pairs(systems, baseline, all_pairs=all_pairs)
     for system in systems:
         _require_same_items(system, systems[0])
+        _require_same_protocol(system, systems[0])
+    questions = _questions(systems[0])
+    resamples = max(resamples, _resamples_for_holm(questions, len(pairs), alpha))
     tested = [
         _row(name, level, uids, a, b, resamples=resamples, confidence=confidence, seed=seed)
         for a, b in pairs
-        for name, level, uids in _questions(systems[0])
+        for name, level, uids in questions
     ]
     rows = _judged(tested, alpha)
     of_pair = len(rows) // len(pairs)
@@ -165,6 +174,13 @@ def _questions(system: Verdicts) -> list[tuple[str, Level, list[str]]]:
         *((phenomenon, "phenomenon", members) for phenomenon, members in phenomena.items()),
         *((uid, "paradigm", [uid]) for uid in uids),
     ]
+
+
+def _resamples_for_holm(questions: Sequence[tuple[str, Level, list[str]]], pairs: int, alpha: float) -> int:
+    """With which the smallest p that a permutation test can give is half of what its largest family asks for."""
+    families = [[uids for _, level, uids in questions if level == wanted] for wanted in LEVELS]
+    rows = max((len(family) for family in families if max(map(len, family), default=0) > 1), default=0)
+    return min(MOST_RESAMPLES, math.ceil(2 * rows * pairs / alpha))
 
 
 def _row(
@@ -280,6 +296,15 @@ def _pairs(systems: Sequence[Verdicts], baseline: str | None, *, all_pairs: bool
     return [(system, by_name[wanted]) for system in systems if system.system != wanted]
 
 
+def _require_same_protocol(system: Verdicts, first: Verdicts) -> None:
+    """Refuse scores that are other numbers under the same name; what is not known is not judged."""
+    if system.protocol and first.protocol and system.protocol != first.protocol:
+        raise InputRefused(
+            f"{system.system}: scored under {system.protocol}; expected {first.protocol}, as {first.system} was; score "
+            "both under one protocol"
+        )
+
+
 def _require_levels(**levels: float) -> None:
     for name, value in levels.items():
         if not 0 < value < 1:
@@ -296,12 +321,15 @@ def _require_same_items(system: Verdicts, first: Verdicts) -> None:
         place = f"{system.system}, seed {number} of {len(system.seeds)}"
         for uid in [*items, *(uid for uid in seed if uid not in items)]:
             found, expected = len(seed.get(uid, ())), items.get(uid, 0)
-            if found != expected or not found:
+            if found == expected == 0:
+                raise InputRefused(f"{place}: {uid} has no item; expected at least one; score it again")
+            if found != expected:
                 raise InputRefused(
                     f"{place}: {uid} has {found} items; expected {expected or 'no such paradigm'}, as {first.system} "
                     f"has; {_SAME_ITEMS}"
                 )
-            assert seed[uid].dtype == bool and seed[uid].ndim == 1, f"{place}: {uid} holds no verdicts"
+            if seed[uid].dtype != bool or seed[uid].ndim != 1:
+                raise InputRefused(f"{place}: {uid} holds {seed[uid].dtype}; expected true or false; score it again")
     for uid in items:
         found, expected = (verdicts.groups.get(uid, "") for verdicts in (system, first))
         if found != expected:

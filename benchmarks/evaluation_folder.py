@@ -52,9 +52,10 @@ def write_evaluation(out: Path, evaluation: Evaluation, identity: dict[str, Any]
 def read_verdicts(system: str, folders: Sequence[Path]) -> Verdicts:
     """The verdicts of one system, a folder for each of its seeds.
 
-    Raises InputRefused for a folder without verdicts, and for seeds that were scored on different items.
+    Raises InputRefused for a folder without verdicts, and for seeds that were scored on different items or under
+    different protocols.
     """
-    seeds, ties, groups, items = [], [], {}, []
+    seeds, ties, groups, items, protocols = [], [], {}, [], []
     for folder in folders:
         manifest = read_manifest(folder / ITEMS)
         if manifest is None or manifest.kind != KIND:
@@ -74,7 +75,13 @@ def read_verdicts(system: str, folders: Sequence[Path]) -> Verdicts:
                 f"{folder}: was scored on other items than {folders[0]}; expected the same for all seeds of a system; "
                 "score both on the same items"
             )
-    return Verdicts(system, tuple(seeds), groups, items[0], tuple(ties))
+        protocols.append(manifest.fingerprint["protocol"]["name"])
+        if protocols[-1] != protocols[0]:
+            raise InputRefused(
+                f"{folder}: was scored under {protocols[-1]}, {folders[0]} under {protocols[0]}; expected one protocol "
+                "for all seeds of a system; score both under one"
+            )
+    return Verdicts(system, tuple(seeds), groups, items[0], tuple(ties), protocols[0])
 
 
 def items_digest(task: ChoiceTask) -> str:

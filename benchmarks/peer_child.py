@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,15 +20,15 @@ Question = dict[str, Any]
 Scores = Callable[[Question, Sequence[tuple[str, str]]], list[float]]
 
 
-def main(peer: str, kind: str, folder: str) -> None:
-    """Answer until stdin ends. `kind` is causal or masked; `folder` holds the model.
+def main(peer: str, objective: str, folder: str) -> None:
+    """Answer until stdin ends. `objective` is causal or masked; `folder` holds the model.
 
     A question has `requests`, or `pairs`: a file in BLiMP's format, of which the peer itself makes the requests. The
     answer has `requests`, their `scores` in nats, and the processor's `seconds` that scoring took.
     """
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    scores = PEERS[peer](kind, folder)
+    scores = PEERS[peer](objective, folder)
     for line in sys.stdin:
         question = json.loads(line)
         asked = question["requests"] if "requests" in question else _requests_of_lm_eval(question["pairs"])
@@ -39,11 +40,11 @@ def main(peer: str, kind: str, folder: str) -> None:
         answers.flush()
 
 
-def _lm_eval(kind: str, folder: str) -> Scores:
+def _lm_eval(objective: str, folder: str) -> Scores:
     from lm_eval.api.instance import Instance  # pyright: ignore[reportMissingImports]
     from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
-    assert kind == "causal", "lm-eval scores no masked models"
+    assert objective == "causal", "lm-eval scores no masked models"
     model = HFLM(pretrained=folder, device="cpu", dtype="float32")
 
     def scores(question: Question, requests: Sequence[tuple[str, str]]) -> list[float]:
@@ -58,37 +59,40 @@ def _lm_eval(kind: str, folder: str) -> Scores:
 
 
 def _requests_of_lm_eval(pairs: str) -> list[tuple[str, str]]:
-    """What its own BLiMP task asks of a model, for other pairs than it would fetch."""
+    """What its own BLiMP task asks of a model, for other pairs than it would fetch; nothing is kept of them."""
     import yaml
     from lm_eval import tasks  # pyright: ignore[reportMissingImports]
     from lm_eval.api.task import ConfigurableTask  # pyright: ignore[reportMissingImports]
 
     template = Path(tasks.__path__[0]) / "blimp" / "_template_yaml"
-    config = yaml.safe_load(template.read_text()) | {
-        "task": "pairs",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"train": pairs}},
-    }
-    task = ConfigurableTask(config=config)
-    task.build_all_requests(rank=0, world_size=1)
-    return [instance.args for instance in task.instances]
+    with tempfile.TemporaryDirectory() as cache:
+        config = yaml.safe_load(template.read_text()) | {
+            "task": "pairs",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"train": pairs}, "cache_dir": cache},
+        }
+        task = ConfigurableTask(config=config)
+        task.build_all_requests(rank=0, world_size=1)
+        return [instance.args for instance in task.instances]
 
 
-def _minicons(kind: str, folder: str) -> Scores:
+def _minicons(objective: str, folder: str) -> Scores:
     from minicons import scorer  # pyright: ignore[reportMissingImports]
 
-    made = scorer.IncrementalLMScorer if kind == "causal" else scorer.MaskedLMScorer
+    made = scorer.IncrementalLMScorer if objective == "causal" else scorer.MaskedLMScorer
     model = made(folder, "cpu")
 
     def scores(question: Question, requests: Sequence[tuple[str, str]]) -> list[float]:
-        named = {"PLL_metric": question.get("pll", "original")} if kind == "masked" else {}
+        named = {"PLL_metric": question.get("pll", "original")} if objective == "masked" else {}
         found: list[float] = []
         for batch in _batches(requests, question["batch"]):
             contexts, texts = [context for context, _ in batch], [text for _, text in batch]
             if any(contexts):
-                # it puts the space between the two itself
+                # it puts the space between the two itself, so that it can be asked for nothing else
                 texts = [text.removeprefix(" ") for text in texts]
-                found += model.conditional_score([context.rstrip() for context in contexts], texts, **named)
+                asked = [f"{context} {text}" for context, text in zip(contexts, texts, strict=True)]
+                assert asked == [context + text for context, text in batch], "one space stands after every context"
+                found += model.conditional_score(contexts, texts, **named)
             else:
                 found += model.sequence_score(texts, **named)
         return found

@@ -6,9 +6,11 @@ that keeps its model and answers one question after another, so that it can take
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -53,12 +55,13 @@ class Peer:
         self.name = name
         # -P: the files beside the child's are ours and no modules of the peer's
         command = [str(require_peer(name)), "-P", str(CHILD), name, objective, str(folder)]
+        self._told = tempfile.TemporaryFile("w+")
         self._child = subprocess.Popen(
             command,
             env=peer_environment(threads),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._told,
             text=True,
         )
 
@@ -73,6 +76,7 @@ class Peer:
     def scores(self, requests: Sequence[Request], *, batch: int = 64, pll: str = "original") -> dict[str, Any]:
         """`scores` of requests in nats, by the peer's defaults, and the processor's `seconds` for scoring alone."""
         asked = [(request.context, request.text) for request in requests]
+        assert all(Request(*texts) == request for texts, request in zip(asked, requests, strict=True)), "as peers read"
         return self._ask({"requests": asked, "batch": batch, "pll": pll})
 
     def pair_scores(self, pairs: Path, *, batch: int = 64) -> dict[str, Any]:
@@ -81,18 +85,22 @@ class Peer:
 
     def close(self) -> None:
         """End the child; nothing is lost."""
-        assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.stdin.close()
-        self._child.stdout.close()
-        self._child.wait()
+        self._child.communicate()  # its stdin ends, so it does
+        self._told.close()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
         assert self._child.stdin is not None and self._child.stdout is not None
-        self._child.stdin.write(json.dumps(question) + "\n")
-        self._child.stdin.flush()
-        answer = self._child.stdout.readline()
+        answer = ""
+        with contextlib.suppress(BrokenPipeError):  # it has ended before it was asked
+            self._child.stdin.write(json.dumps(question) + "\n")
+            self._child.stdin.flush()
+            answer = self._child.stdout.readline()
         if not answer:
+            self._child.wait()
+            self._told.seek(0)
+            told = (self._told.read().strip().splitlines() or ["nothing"])[-1]
             raise ProcessLost(
-                f"{self.name}: ended without an answer; expected scores; run {CHILD.name} by hand to see why"
+                f"{self.name}: ended without an answer, told {told!r}; expected scores; mend that, or run `make peers` "
+                "again"
             )
         return json.loads(answer)

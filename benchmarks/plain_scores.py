@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ def plain_scores(objective: Objective, folder: Path) -> PlainScores:
     return scores
 
 
-def _causal(network: torch.nn.Module, ids_BT: Tensor, real_BT: Tensor, tokenizer: object) -> list[float]:
+def _causal(network: torch.nn.Module, ids_BT: Tensor, real_BT: Tensor, tokenizer: Any) -> list[float]:
     logits_BTV = network(input_ids=ids_BT, attention_mask=real_BT).logits
     found = []
     for ids_T, real_T, logits_TV in zip(ids_BT, real_BT, logits_BTV, strict=True):
@@ -50,13 +51,13 @@ def _causal(network: torch.nn.Module, ids_BT: Tensor, real_BT: Tensor, tokenizer
     return found
 
 
-def _masked(network: torch.nn.Module, ids_BT: Tensor, real_BT: Tensor, tokenizer: object) -> list[float]:
+def _masked(network: torch.nn.Module, ids_BT: Tensor, real_BT: Tensor, tokenizer: Any) -> list[float]:
     special = torch.tensor([getattr(tokenizer, f"{role}_token_id") for role in ("pad", "cls", "sep")])
     copies, masks, targets, places, lengths = [], [], [], [], []
     for ids_T, real_T in zip(ids_BT, real_BT, strict=True):
         positions = (~torch.isin(ids_T, special)).nonzero()[:, 0]
         masked_BT = ids_T.repeat(len(positions), 1)
-        masked_BT[torch.arange(len(positions)), positions] = tokenizer.mask_token_id  # type: ignore[attr-defined]
+        masked_BT[torch.arange(len(positions)), positions] = tokenizer.mask_token_id
         copies.append(masked_BT)
         masks.append(real_T.expand(len(positions), -1))
         targets.append(ids_T[positions])

@@ -44,7 +44,7 @@ class Protocol:
             _BOUNDARIES[self.boundary],
         ]
         if masked:
-            found.append(_PLL[self.pll])
+            found += [_PLL[self.pll], _READING]
         else:
             found.append("A token's score is log p(token | tokens before it); a token with nothing before it has none.")
         found.append(f"A text's score is the {reduction} over its tokens, in nats, at temperature 1.")
@@ -65,6 +65,12 @@ _PLL: dict[str, str] = {
     "within_word_l2r": "Pseudo-log-likelihood `within_word_l2r`: each token hidden with what follows of its word "
     "(arXiv 2305.10588).",
 }
+
+_READING = (
+    "Reading times: three mask tokens stand behind the context, and nothing else does; the word's first token is "
+    "predicted at the first of them, then written behind the context, and what is left of the word asked for in the "
+    "same way, as in the challenge of 2025."
+)
 
 PROTOCOLS: dict[str, Protocol] = {
     protocol.name: protocol

@@ -11,6 +11,7 @@ and a score that hostile code prints is whatever it likes. Code of an enemy belo
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -34,6 +35,7 @@ from corpora.errors import InputRefused
 TORCH_BYTES = 2 << 30  # address space in which torch and transformers start; built for CPUs they map up to 1.1 GiB
 MAX_THREADS = 8
 _PIECE = 1 << 16  # bytes read at once
+_DYING_SECONDS = 10.0  # memory that is given back takes a while
 _COMPLAINT_BYTES = 2000  # kept of the end of standard error
 _ROOMS = ("benchmarks", "configs", "corpora", "distill", "students", "teachers")
 _NAMESPACES = ("--user", "--map-root-user", "--net", "--pid", "--mount", "--ipc", "--uts", "--fork", "--kill-child")
@@ -179,13 +181,30 @@ def _refuse_time(seconds: float) -> NoReturn:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left; the first process of a namespace takes all others with it."""
+    """Kill what is left, and come back when none of it runs."""
     if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
+        # the first process of a namespace ends after all others of it, and unshare, which waits for it, last of all
+        if first := _children(process.pid):
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(first[0], signal.SIGKILL)
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+        try:
+            process.wait(_DYING_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     for stream in (process.stdout, process.stderr):
         assert stream is not None
         stream.close()
+
+
+def _children(process: int) -> list[int]:
+    """Processes that a process began; none where the kernel does not list them."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def _check_status(status: int, complaint: bytes) -> None:

@@ -57,5 +57,5 @@ class ScoreStore:
 
 def key_of(request: Request) -> bytes:
     """A digest of what is asked."""
-    text = f"{request.apart + 2 * request.mean}\0{request.context}\0{request.text}"
+    text = f"{request.apart + 2 * request.mean + 4 * request.masks}\0{request.context}\0{request.text}"
     return xxhash.xxh3_128_digest(text.encode("utf-8", "surrogatepass"))

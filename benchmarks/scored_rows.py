@@ -26,10 +26,22 @@ class ScoredRow:
     hidden: tuple[tuple[int, ...], ...]
 
 
+def rows_of_requests(
+    requests: Sequence[Request], tokenizer: ScoringTokenizer, protocol: Protocol, *, masked: bool
+) -> list[list[ScoredRow]]:
+    """The rows of each request, in their order: one, or one for each token of a text before masks."""
+    in_one = [request for request in requests if not (masked and request.masks)]
+    rows = iter(scored_rows(in_one, tokenizer, protocol, masked=masked))
+    return [
+        _rows_before_masks(request, tokenizer, protocol) if masked and request.masks else [next(rows)]
+        for request in requests
+    ]
+
+
 def scored_rows(
     requests: Sequence[Request], tokenizer: ScoringTokenizer, protocol: Protocol, *, masked: bool
 ) -> list[ScoredRow]:
-    """A row for each request, in their order. A text without a token gives a row without targets."""
+    """A row for each request, in their order, without its `masks`. A text without a token: a row without targets."""
     texts = [_text(request, protocol, masked) for request in requests]
     joined = [text if request.apart else request.context + text for request, text in zip(requests, texts, strict=True)]
     contexts = [_context(request, protocol) for request in requests]
@@ -51,6 +63,26 @@ def scored_rows(
             first = len(before.ids) if protocol.boundary == "tokens" else ended
         leading = _leading(tokenizer, protocol, masked=masked, has_context=bool(context))
         rows.append(_row(ids, words, first, leading, tokenizer.trailing if masked else (), protocol))
+    return rows
+
+
+def _rows_before_masks(request: Request, tokenizer: ScoringTokenizer, protocol: Protocol) -> list[ScoredRow]:
+    """A row for each token of a text, which takes the place of the first of the masks.
+
+    As in the challenge of 2025, tokens are written out one by one, and what is written is tokenised anew: behind the
+    context before the next one is asked for, and alone as what is asked for. A piece that is written otherwise than it
+    was read, such as BERT's `##s`, is so asked for as the first token of what is written, here `#`.
+    """
+    (word,) = tokenizer.encode([request.text])
+    written = [tokenizer.written(token) for token in word.ids]
+    contexts = [request.context + "".join(written[:place]) for place in range(max(1, len(written)))]
+    leading = _leading(tokenizer, protocol, masked=True, has_context=bool(request.context))
+    mask_id = tokenizer.require("mask", tokenizer.mask_id)
+    trailing = (mask_id,) * (request.masks - 1) + tokenizer.trailing
+    rows = []
+    for before, text in zip(tokenizer.encode(contexts), tokenizer.encode([request.text, *written[1:]]), strict=True):
+        ids = before.ids + text.ids[:1]
+        rows.append(_row(ids, [None] * len(ids), len(before.ids), leading, trailing, protocol))
     return rows
 
 

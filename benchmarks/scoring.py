@@ -17,7 +17,7 @@ from benchmarks.likelihood import require_scorable, scorable, token_scores
 from benchmarks.protocol import Protocol
 from benchmarks.request import Request
 from benchmarks.score_store import ScoreStore
-from benchmarks.scored_rows import ScoredRow, scored_rows
+from benchmarks.scored_rows import ScoredRow, rows_of_requests
 from benchmarks.scorer import Candidate
 from benchmarks.scoring_tokenizer import ScoringTokenizer
 from corpora.batch import Objective
@@ -81,10 +81,11 @@ class Scorer:
     def _made(self, missing: Sequence[tuple[Request, str]]) -> dict[Request, float]:
         """Scores of requests that nobody has scored, kept a block at a time; several processes share the blocks."""
         requests = [request for request, _ in missing]
-        rows = [scored_rows(requests, self.tokenizer, self.protocol, masked=_masked(part)) for part in self.parts]
+        rows = [rows_of_requests(requests, self.tokenizer, self.protocol, masked=_masked(part)) for part in self.parts]
         for number, (request, place) in enumerate(missing):
             for part, of_part in zip(self.parts, rows, strict=True):
-                self._require(of_part[number], part, place or repr(request.text[:60]))
+                for row in of_part[number]:
+                    self._require(row, part, place or repr(request.text[:60]))
         found: dict[Request, float] = {}
         several = self.team.world_size > 1
         assert self.store is not None or not several, "processes meet in the store"
@@ -101,15 +102,19 @@ class Scorer:
             found |= self.store.find(requests)
         return found
 
-    def _summed(self, requests: Sequence[Request], rows_of_parts: Sequence[Sequence[ScoredRow]]) -> list[float]:
+    def _summed(
+        self, requests: Sequence[Request], rows_of_parts: Sequence[Sequence[Sequence[ScoredRow]]]
+    ) -> list[float]:
         """The scores of some requests, each part's reduced as they or the protocol say, and then added."""
         total = np.zeros(len(requests))
         for part, rows in zip(self.parts, rows_of_parts, strict=True):
-            scores = token_scores(part, rows, mask_id=self.tokenizer.mask_id, max_tokens=self.max_tokens)
+            every = [row for of_request in rows for row in of_request]
+            scores = iter(token_scores(part, every, mask_id=self.tokenizer.mask_id, max_tokens=self.max_tokens))
+            of_requests = [np.concatenate([next(scores) for _ in of_request]) for of_request in rows]
             reduction = self.protocol.masked_reduction if _masked(part) else self.protocol.causal_reduction
             total += [
                 each.mean() if request.mean or reduction == "mean" else each.sum()
-                for request, each in zip(requests, scores, strict=True)
+                for request, each in zip(requests, of_requests, strict=True)
             ]
         return total.tolist()
 
@@ -142,12 +147,12 @@ def _masked(part: Candidate) -> bool:
     return part.objective == "masked"
 
 
-def _blocks(rows: Sequence[ScoredRow]) -> Iterator[list[int]]:
-    """Numbers of rows that are scored together, longest rows first, so that each block has rows of like length."""
+def _blocks(rows: Sequence[Sequence[ScoredRow]]) -> Iterator[list[int]]:
+    """Numbers of requests that are scored together, longest rows first, so that each block has rows of like length."""
     block, tokens = [], 0
-    for number in sorted(range(len(rows)), key=lambda index: (-len(rows[index].ids), rows[index].ids)):
+    for number in sorted(range(len(rows)), key=lambda index: (-len(rows[index][0].ids), rows[index][0].ids)):
         block.append(number)
-        tokens += len(rows[number].ids)
+        tokens += sum(len(row.ids) for row in rows[number])
         if tokens >= TOKENS_AT_ONCE:
             yield block
             block, tokens = [], 0

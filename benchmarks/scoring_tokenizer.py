@@ -55,6 +55,10 @@ class ScoringTokenizer:
         """Encodings of texts, without special tokens."""
         return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
 
+    def written(self, token: int) -> str:
+        """A token alone as text."""
+        return self._tokenizer.decode([token], skip_special_tokens=False)
+
     def require(self, role: str, found: int | None) -> int:
         """The id of a special token that a protocol places; raises InputRefused where there is none."""
         if found is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,20 +66,43 @@ def save_random_model(
 
 def generated_pairs(paradigms: int, pairs: int, *, seed: int = 1) -> dict[str, list[dict[str, str]]]:
     """Rows in BLiMP's format by paradigm: an agreement in one word and an order of words, in turn."""
-    lexicon = _lexicon(seed)
+    lexicon = made_up_words(seed)
     return {
         f"{template.__name__.removeprefix('_')}_{number // 2:02}": list(_rows(template, lexicon, pairs, seed + number))
         for number, template in zip(range(paradigms), [_agreement, _island] * paradigms, strict=False)
     }
 
 
-def write_pairs(folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> Path:
-    """A `.jsonl` file for each paradigm."""
+def write_pairs(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Path:
+    """A `.jsonl` file for each paradigm, which every row of it names."""
+    return write_rows(folder, {uid: [dict(row) | {"UID": uid} for row in found] for uid, found in rows.items()})
+
+
+def write_rows(folder: Path, rows: Mapping[str, Iterable[Mapping[str, Any]]]) -> Path:
+    """A `.jsonl` file for each name."""
     make_folder(folder)
-    for uid, of_paradigm in rows.items():
-        lines = [json.dumps(dict(row) | {"UID": uid}) + "\n" for row in of_paradigm]
-        write_file(folder / f"{uid}.jsonl", "".join(lines).encode())
+    for name, found in rows.items():
+        write_file(folder / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in found).encode())
     return folder
+
+
+@dataclass(frozen=True)
+class Lexicon:
+    """Stems of made-up words, which take English endings."""
+
+    nouns: tuple[str, ...]
+    verbs: tuple[str, ...]
+
+
+def made_up_words(seed: int) -> Lexicon:
+    """Some hundreds of nouns, and of verbs."""
+    draw = random.Random(seed)
+    syllables = [onset + vowel for onset in "bdfgklmnprstvz" for vowel in "aeiou"]
+    stems = sorted(
+        {"".join(draw.choices(syllables, k=draw.choice((2, 2, 3)))) + draw.choice("klmnt") for _ in range(900)}
+    )
+    draw.shuffle(stems)
+    return Lexicon(tuple(stems[::2]), tuple(stems[1::2]))
 
 
 def _gpt2(sizes: RandomModel) -> Any:
@@ -149,26 +172,8 @@ def _word_pieces(texts: Iterable[str], types: int) -> tuple[Tokenizer, dict[str,
     return tokenizer, dict(zip(roles, special, strict=True))
 
 
-@dataclass(frozen=True)
-class _Lexicon:
-    """Stems of made-up words, which take English endings."""
-
-    nouns: tuple[str, ...]
-    verbs: tuple[str, ...]
-
-
-def _lexicon(seed: int) -> _Lexicon:
-    draw = random.Random(seed)
-    syllables = [onset + vowel for onset in "bdfgklmnprstvz" for vowel in "aeiou"]
-    stems = sorted(
-        {"".join(draw.choices(syllables, k=draw.choice((2, 2, 3)))) + draw.choice("klmnt") for _ in range(900)}
-    )
-    draw.shuffle(stems)
-    return _Lexicon(tuple(stems[::2]), tuple(stems[1::2]))
-
-
 def _rows(
-    template: Callable[[random.Random, _Lexicon], tuple[str, str]], lexicon: _Lexicon, pairs: int, seed: int
+    template: Callable[[random.Random, Lexicon], tuple[str, str]], lexicon: Lexicon, pairs: int, seed: int
 ) -> Iterator[dict[str, str]]:
     draw = random.Random(seed)
     for _ in range(pairs):
@@ -176,14 +181,14 @@ def _rows(
         yield {"sentence_good": good, "sentence_bad": bad}
 
 
-def _agreement(draw: random.Random, lexicon: _Lexicon) -> tuple[str, str]:
+def _agreement(draw: random.Random, lexicon: Lexicon) -> tuple[str, str]:
     noun, other = draw.sample(lexicon.nouns, 2)
     verb, later = draw.sample(lexicon.verbs, 2)
     head = draw.choice((f"The {noun}s near the {other}", f"Most {noun}s that {verb}", f"All {noun}s"))
-    return tuple(f"{head} have {later}ed {pronoun}." for pronoun in ("themselves", "itself"))  # type: ignore[return-value]
+    return f"{head} have {later}ed themselves.", f"{head} have {later}ed itself."
 
 
-def _island(draw: random.Random, lexicon: _Lexicon) -> tuple[str, str]:
+def _island(draw: random.Random, lexicon: Lexicon) -> tuple[str, str]:
     noun, other = draw.sample(lexicon.nouns, 2)
     verb, later = draw.sample(lexicon.verbs, 2)
     asked = f"{draw.choice(('What', 'Who'))} {draw.choice(('had', 'should', 'would'))} the {noun} {verb}"

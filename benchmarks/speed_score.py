@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import json
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -42,7 +42,9 @@ from benchmarks.speed_models import (
     save_random_model,
     write_pairs,
 )
+from benchmarks.speed_prefixes import PrefixSizes, prefix_table
 from benchmarks.speed_timing import Setting
+from benchmarks.speed_turns import in_turns, processor_seconds
 from corpora.batch import Objective
 from corpora.errors import InputRefused, ProcessLost
 from corpora.storage import make_folder, write_file
@@ -139,12 +141,15 @@ def figures(setting: Setting, names: Collection[str]) -> list[Figure]:
 
 
 def tables(setting: Setting, figures: Sequence[Figure], *, everything: bool) -> Iterator[Table | str]:
-    """How often bf16 gives the verdict of fp32, where it was measured."""
+    """How often bf16 gives the verdict of fp32, where it was measured; what trees of texts save."""
     for objective in ("causal", "masked"):
         if any(figure.goal.name == f"{objective}_bf16" for figure in figures):
             with _folder(setting) as folder:
                 agreement = bf16_agreement(_Bench(Sizes(), folder, setting), objective)
             yield f"{objective}, bf16 against fp32: {agreement}"
+    if everything:
+        with _folder(setting) as folder:
+            yield prefix_table(folder, PrefixSizes(), repetitions=min(5, setting.repetitions))
 
 
 def measured(names: Collection[str], sizes: Sizes, setting: Setting) -> list[Figure]:
@@ -178,7 +183,9 @@ class _Bench:
 
     def scoring(self, objective: Objective, precision: Precision) -> Figure:
         """Ours against the best of the others."""
-        speeds = self._speeds.setdefault(objective, self._pairs_per_second(objective))
+        if objective not in self._speeds:
+            self._speeds[objective] = self._pairs_per_second(objective)
+        speeds = self._speeds[objective]
         others = {side: speed for side, speed in speeds.items() if side not in OURS.values()}
         compared = {OURS[precision]: speeds[OURS[precision]], **others}
         value = speeds[OURS[precision]] / max(others.values())
@@ -222,11 +229,12 @@ class _Bench:
         tasks = self.tasks(pairs)
         requests = [option for task in tasks for item in task.items for option in item.options]
         with contextlib.ExitStack() as stack:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
             torch.set_num_threads(1)
             sides: dict[str, Callable[[], float]] = {}
             for precision, side in OURS.items():
                 scorer = self.scorer(objective, precision)
-                sides[side] = partial(_processor_seconds, partial(scorer.scores, requests))
+                sides[side] = partial(processor_seconds, partial(scorer.scores, requests))
             for name in ("lm-eval", "minicons") if objective == "causal" else ("minicons",):
                 if peer_python(name) is not None:
                     peer = stack.enter_context(Peer(name, objective, self._model(objective)))
@@ -238,10 +246,9 @@ class _Bench:
                     plain = plain_scores(objective, self._model(objective))
                     for batch in self._sizes.batches:
                         sides[f"minicons, plain code ({batch} at once)"] = partial(
-                            _processor_seconds, partial(plain, requests, batch)
+                            processor_seconds, partial(plain, requests, batch)
                         )
             seconds = in_turns(sides, repetitions=self._setting.repetitions, warm_up=1)
-            torch.set_num_threads(self._setting.threads)
         return {side: len(requests) / 2 / statistics.median(taken) for side, taken in seconds.items()}
 
     @cached_property
@@ -272,25 +279,11 @@ class _Bench:
                 write_pairs(folder, {uid: of_paradigm[:pairs] for uid, of_paradigm in rows.items()})
             else:
                 make_folder(folder)
-                for uid in PARADIGMS_HERE:
-                    lines = (source / f"{uid}.jsonl").read_bytes().splitlines(keepends=True)[:pairs]
-                    write_file(folder / f"{uid}.jsonl", b"".join(lines))
+                for path in (source / f"{uid}.jsonl" for uid in PARADIGMS_HERE):
+                    if not path.exists():
+                        raise InputRefused(f"{path}: missing, expected BLiMP's files; name their folder with --blimp")
+                    write_file(folder / path.name, b"".join(path.read_bytes().splitlines(keepends=True)[:pairs]))
         return folder
-
-
-def in_turns(sides: Mapping[str, Callable[[], float]], *, repetitions: int, warm_up: int) -> dict[str, list[float]]:
-    """Seconds that every side says it took, round after round in another order, without the first rounds."""
-    seconds: dict[str, list[float]] = {side: [] for side in sides}
-    for number in range(warm_up + repetitions):
-        for side in random.Random(number).sample(list(sides), len(sides)):
-            seconds[side].append(sides[side]())
-    return {side: taken[warm_up:] for side, taken in seconds.items()}
-
-
-def _processor_seconds(action: Callable[[], object]) -> float:
-    started = time.process_time()
-    action()
-    return time.process_time() - started
 
 
 def _run(command: Sequence[str], *, threads: int, peer: bool = False) -> float:
@@ -311,7 +304,8 @@ def _lm_eval_command(folder: Path, pairs: Path, work: Path) -> list[str]:
     if not tasks.exists():
         make_folder(tasks)
         for path in pairs.glob("*.jsonl"):
-            write_file(tasks / f"{path.stem}.yaml", _LM_EVAL_TASK.format(name=path.stem, path=path).encode())
+            named = {"name": path.stem, "path": json.dumps(str(path)), "cache": json.dumps(str(work / "datasets"))}
+            write_file(tasks / f"{path.stem}.yaml", _LM_EVAL_TASK.format(**named).encode())
     names = ",".join(f"pairs_{path.stem}" for path in sorted(pairs.glob("*.jsonl")))
     model = f"pretrained={folder},dtype=float32"
     asked = ["--model", "hf", "--model_args", model, "--tasks", names, "--include_path", str(tasks)]
@@ -321,7 +315,7 @@ def _lm_eval_command(folder: Path, pairs: Path, work: Path) -> list[str]:
 _LM_EVAL_TASK = """\
 task: pairs_{name}
 dataset_path: json
-dataset_kwargs: {{data_files: {{train: {path}}}}}
+dataset_kwargs: {{data_files: {{train: {path}}}, cache_dir: {cache}}}
 output_type: multiple_choice
 validation_split: train
 doc_to_text: ""

@@ -88,7 +88,7 @@ def bootstrap_statistic(
     resamples: int,
     seed: int,
 ) -> Interval:
-    """Interval of a statistic of samples that are resampled together; it is called as `statistic(*samples, axis=-1)`."""
+    """Interval of a statistic of samples that are resampled together, called as `statistic(*samples, axis=-1)`."""
     from scipy.stats import bootstrap  # slow to import, and scoring alone does not need it
 
     # scipy wants two items; an item and its double have the distribution of the item for means and ratios of sums

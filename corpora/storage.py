@@ -231,7 +231,8 @@ def read_manifest(folder: Path) -> Manifest | None:
     stored = value if isinstance(value, dict) else {}
     remedy = f"delete {folder} and run the same command again"
     if stored.get("format") != FORMAT_VERSION:
-        raise InputRefused(f"{path}: format {stored.get('format')}, this version reads {FORMAT_VERSION}; {remedy}")
+        found = ascii(stored.get("format"))[:60]  # anybody can have written it
+        raise InputRefused(f"{path}: format {found}, this version reads {FORMAT_VERSION}; {remedy}")
     expected = stored.pop("digest", None)
     found = _json_digest(stored)
     if found != expected:

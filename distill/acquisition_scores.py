@@ -64,10 +64,14 @@ class AcquisitionScores:
         return replace(evaluation, scores=(*evaluation.scores, *rows), remarks=(*evaluation.remarks, *remarks))
 
 
-def acquisition_scores(config: EvaluationConfig, *, checkpoints: bool) -> AcquisitionScores | None:
+def acquisition_scores(
+    config: EvaluationConfig, *, checkpoints: bool, own_code: bool = False
+) -> AcquisitionScores | None:
     """The words that are asked for, read before any weights; None where none are. Raises RecipeError, InputRefused."""
     if config.aoa is None:
         return None
+    if own_code:
+        raise RecipeError(f"--aoa {config.aoa}: the sandbox reads one model; leave it out, or --allow-code")
     if not checkpoints:
         raise RecipeError(f"--aoa {config.aoa}: found one model; a curve needs those of training; add --checkpoints")
     if config.backend == "hybrid":

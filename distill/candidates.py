@@ -33,6 +33,7 @@ from benchmarks.score_store import ScoreStore
 from benchmarks.scorer import Candidate, candidate_from_model
 from benchmarks.scoring import Alone, Scorer, Team, scoring_identity
 from benchmarks.scoring_tokenizer import ScoringTokenizer, read_scoring_tokenizer
+from benchmarks.strangers.files import check_manifest
 from benchmarks.strangers.load import load_stranger
 from benchmarks.tasks.choice_files import LAYOUTS
 from benchmarks.text_costs import with_costs
@@ -91,7 +92,7 @@ class Subject:
     def views(self) -> list[Objective]:
         """What it was trained to predict."""
         manifest = read_manifest(self.folder)
-        if manifest is not None:
+        if manifest is not None and "views" in manifest.facts:  # else it is no model, as loading it will say
             return list(manifest.facts["views"])
         if isinstance(self.model, Pretrained):
             return [self.model.objective]
@@ -119,16 +120,17 @@ def score_folder(
     beside all of them are scored once. Raises InputRefused, RecipeError, Damaged, Diverged.
     """
     keep_freed_memory()
+    check_manifest(folder)
     if config.year is not None:
         config = as_in_year(config)
     require_texts(config, own_code=allow_code is not None)
+    acquisition = acquisition_scores(config, checkpoints=checkpoints, own_code=allow_code is not None)
     if allow_code is not None:
         return [score_with_code(folder, _tasks(config), config, _protocol(config), out=out, limits=allow_code)]
     team = scoring_team()
     if team.world_size > 1 and out is None:
         raise RecipeError("--out: not given, but several processes meet in it; name a folder")
     tasks = {} if asks_no_choice(config) else _tasks(config)
-    acquisition = acquisition_scores(config, checkpoints=checkpoints)
     own, answers = own_text(folder, config), out and out / "answers"
     announce: Callable[[str], None] = print if team.rank == 0 else lambda line: None
     baseline = cache(lambda: score_baseline(folder, tasks, own, config, _protocol(config), out, team, announce))
@@ -174,9 +176,8 @@ def compare_folders(
     """Compare systems by their verdicts; each is NAME=FOLDER[,FOLDER ...] or FOLDER[,FOLDER ...], a folder a seed."""
     verdicts = []
     for given in systems:
-        name, _, listed = given.rpartition("=")
-        folders = [Path(folder) for folder in listed.split(",") if folder]
-        verdicts.append(read_verdicts(name or folders[0].name, folders))
+        name, folders = _named_folders(given)
+        verdicts.append(read_verdicts(name, folders))
     comparison = compare(
         verdicts, baseline=baseline, all_pairs=all_pairs, alpha=alpha, resamples=resamples, confidence=1 - alpha, seed=1
     )
@@ -184,6 +185,20 @@ def compare_folders(
     if out is not None:
         write_comparison(out, comparison)
     return comparison
+
+
+def _named_folders(given: str) -> tuple[str, list[Path]]:
+    """Name and folders of a system on the command line; raises RecipeError. Folders may have `=` in their names."""
+    name, _, listed = given.partition("=")
+    if "=" not in given or Path(given.partition(",")[0]).is_dir():
+        name, listed = "", given
+    folders = [Path(folder) for folder in listed.split(",") if folder]
+    if not folders:
+        raise RecipeError(f"compare: {given!r} names no folder; expected [NAME=]FOLDER[,FOLDER]; name those of `score`")
+    places = [folder.resolve() for folder in folders]
+    if len(set(places)) < len(places):
+        raise RecipeError(f"compare: {given!r} names a folder twice; expected another seed in each; leave one out")
+    return name or folders[0].name, folders
 
 
 def finetune_folder(
@@ -205,6 +220,7 @@ def finetune_folder(
     other numbers of rows than the challenge's are refused. Raises RecipeError, InputRefused, Damaged, Diverged.
     """
     keep_freed_memory()
+    check_manifest(folder)
     if preset not in PRESETS:
         raise RecipeError(f"--preset {preset}: expected one of {', '.join(PRESETS)}{suggestion(preset, PRESETS)}")
     config = replace(PRESETS[preset], precision=precision)
@@ -284,12 +300,11 @@ def subject_scorer(
     subject: Subject, backend: str, config: EvaluationConfig, answers: Path | None, team: Team
 ) -> tuple[Scorer, dict[str, Any]]:
     """The scorer of one mode, and what its scores depend on; `answers`: where these are kept and found again."""
-    protocol = _protocol(config)
-    identity = scoring_identity(
+    protocol, parts = _protocol(config), _parts(subject, backend, config)
+    identity = scoring_identity(  # after the weights are loaded: a stranger's files are checked before they are read
         subject.weights, subject.tokenizer, protocol, backend=backend, precision=config.precision
     )
     store = ScoreStore(answers, identity) if answers is not None else None
-    parts = _parts(subject, backend, config)
     return Scorer(subject.name, parts, subject.tokenizer, protocol, config.max_tokens, store, team), identity
 
 

@@ -23,7 +23,7 @@ from students.run_folder import NETWORK_CONFIG, weight_files
 
 UNKNOWN = "unknown"
 _CARD = "README.md"  # of a model on a hub: its front matter names the licence
-_CARDS_LICENCE = re.compile(r"^license:\s*[\"']?([\w.+-]+)", re.MULTILINE)
+_FRONT_MATTER = re.compile(r"\ufeff?---\s*\n(.*?)^---\s*$", re.MULTILINE | re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -215,10 +215,22 @@ def _parameters(folder: Path) -> int:
 
 
 def _licence_of(folder: Path) -> str:
-    """What a model's card says."""
+    """What a model's card says in its front matter, which is YAML; a licence of no common name is called "other"."""
+    import yaml
+
     card = folder / _CARD
-    found = _CARDS_LICENCE.search(card.read_text("utf-8", errors="replace")) if card.is_file() else None
-    return found[1] if found else UNKNOWN
+    matter = _FRONT_MATTER.match(card.read_text("utf-8", errors="replace")) if card.is_file() else None
+    try:
+        told: Any = yaml.safe_load(matter[1]) if matter else None
+    except yaml.YAMLError:
+        return UNKNOWN
+    if not isinstance(told, dict):
+        return UNKNOWN
+    said = told.get("license")
+    if said == "other":
+        said = told.get("license_name") or said
+    named = [text for text in (said if isinstance(said, list) else [said]) if isinstance(text, str) and text.strip()]
+    return ", ".join(named) or UNKNOWN
 
 
 def _text_digest(made_from: dict[str, Any], source: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.choices import ChoiceTask
@@ -12,11 +12,10 @@ from benchmarks.evaluation import Evaluation, evaluate
 from benchmarks.evaluation_folder import write_evaluation
 from benchmarks.evaluation_report import print_evaluation
 from benchmarks.protocol import Protocol
-from benchmarks.scoring import Alone, scoring_identity
-from benchmarks.scoring_tokenizer import read_scoring_tokenizer
+from benchmarks.scoring import Alone
+from benchmarks.strangers.files import folder_digest
 from benchmarks.strangers.sandboxed import SandboxedScorer
 from corpora.errors import InputRefused, RecipeError
-from corpora.storage import digest, file_digest
 from distill.baseline import score_baseline
 
 
@@ -50,9 +49,7 @@ def score_with_code(
     evaluation = baseline.beside(evaluation, None)
     print_evaluation(evaluation)
     if out is not None:
-        weights = digest("".join(map(file_digest, sorted(folder.glob("*.safetensors")))).encode())
-        identity = scoring_identity(
-            weights, read_scoring_tokenizer(folder), protocol, backend=config.backend, precision="fp32"
-        )
-        print(f"score: written to {write_evaluation(out, evaluation, identity | {'own_code': True})}")
+        # its tokenizer is read in the sandbox alone
+        identity = {"own_code": folder_digest(folder), "protocol": asdict(protocol), "backend": config.backend}
+        print(f"score: written to {write_evaluation(out, evaluation, identity)}")
     return evaluation

@@ -25,6 +25,7 @@ from benchmarks.acquisition import (
 from benchmarks.choices import Answering, ChoiceResult, ChoiceTask, score_choices
 from benchmarks.estimates import require_finite
 from benchmarks.evaluation import READING, benchmark_file
+from benchmarks.finetune.run import KIND as FINETUNED
 from benchmarks.reading import (
     ReadingItem,
     read_reading_items,
@@ -168,6 +169,11 @@ def read_labels(name: str, folder: Path, seed: int, *, weights: str) -> Rows:
         raise InputRefused(
             f"{name}: {place.parent} holds {found}; expected {place.name}/predictions.json; run `cuvee finetune` and "
             "name its folder with --finetuned, and another seed with --seed"
+        )
+    if manifest.kind != FINETUNED:
+        raise InputRefused(
+            f"{name}: {place} holds a {manifest.kind}; expected predictions of `cuvee finetune`; name its folder with "
+            "--finetuned"
         )
     used = manifest.fingerprint["subject"]["weights"]
     if used != weights:

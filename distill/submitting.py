@@ -22,7 +22,7 @@ from benchmarks.scoring import Scorer
 from benchmarks.submission.checks import problems
 from benchmarks.submission.layout import Year, wanted_checkpoints
 from benchmarks.submission.submitted_run import Answers, Backend, Checkpoint, SubmittedRun
-from benchmarks.submission.write import write_submission
+from benchmarks.submission.write import require_free, write_submission
 from corpora.batch import Objective
 from corpora.errors import InputRefused, RecipeError
 from corpora.storage import Manifest, read_manifest
@@ -165,6 +165,10 @@ def _backend(trained: TrainedRun, config: SubmissionConfig) -> Backend:
 def _require_ready(run: SubmittedRun, subject: Subject, year: Year, config: SubmissionConfig) -> _Asked:
     """Everything that is asked; raises InputRefused with all that is known to be wrong, a line for each."""
     asked, unread = _read(run, subject, year, config)
+    try:
+        require_free(config.out, run)
+    except InputRefused as error:
+        unread.append(str(error))
     if found := [*problems(run, *_blank(run, asked, year)), *dict.fromkeys(unread)]:
         raise InputRefused("\n".join(found))
     return asked
@@ -262,14 +266,18 @@ def _answers(
     fast: dict[str, Any] = {}
     fast_scores: dict[str, Any] = {}
     surprisals: list[np.ndarray] = []
+    if asked.acquisition is not None:
+        full[AOA] = {}
     for name, kept in run.checkpoints.items():
         announce(f"submit: {name}")
         scorer = scorer_of(Subject(kept.folder, f"{run.name}:{name}"))
         fast[name], fast_scores[name] = answered(scorer, asked.fast, year.fast)
         if asked.acquisition is not None:
             surprisals.append(scorer.scores(asked.acquisition.requests))
-            full.setdefault(AOA, {})[name] = asked.acquisition.rows(name, kept.words, surprisals[-1])
-    if asked.acquisition is not None and AOA_SCORE in year.full:
+            full[AOA][name] = asked.acquisition.rows(name, kept.words, surprisals[-1])
+    if AOA_SCORE in year.full:
+        full[AOA_SCORE] = {"aoa": [{"aoa": 0.0}]}  # as the year counts no curve
+    if asked.acquisition is not None and AOA_SCORE in year.full and surprisals:
         seen = [acquisition.Checkpoint(step=name, words_seen=kept.words) for name, kept in run.checkpoints.items()]
         result = asked.acquisition.result(seen, surprisals, tokenizer=tokenizer, vocab_size=vocab_size)
         full[AOA_SCORE] = {"aoa": [{"aoa": acquisition_score(result)}]}

@@ -73,4 +73,6 @@ def test_one_model_has_no_curve() -> None:
         acquisition_scores(replace(CONFIG, aoa="children"), checkpoints=False)
     with pytest.raises(RecipeError, match="the sum of two modes is no surprisal"):
         acquisition_scores(replace(CONFIG, aoa="children", backend="hybrid"), checkpoints=True)
+    with pytest.raises(RecipeError, match="the sandbox reads one model"):
+        acquisition_scores(replace(CONFIG, aoa="children"), checkpoints=True, own_code=True)
     assert acquisition_scores(CONFIG, checkpoints=True) is None

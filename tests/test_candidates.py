@@ -161,6 +161,13 @@ def test_systems_are_compared_by_their_verdicts(run_dir: Path, data: Path, tmp_p
     assert cuvee("score", str(run_dir / "teachers" / "gptj"), *other)[0] == 0
     code, lines = cuvee("compare", folders[0], str(tmp_path / "other" / "gptj-causal-cuvee"))
     assert code == 3 and "items" in lines[0]
+    under = ["--data", str(data), "--tasks", "blimp_filtered,comps", "--protocol", "lm-eval", "--out", str(out)]
+    assert cuvee("score", str(run_dir / "teachers" / "gptj"), *under)[0] == 0
+    elsewhere = str(out / "gptj-causal-lm-eval")
+    code, lines = cuvee("compare", folders[0], elsewhere)
+    assert code == 3 and "scored under lm-eval; expected cuvee" in lines[0]
+    code, lines = cuvee("compare", folders[0], f"{folders[1]},{elsewhere}")
+    assert code == 3 and "expected one protocol for all seeds of a system" in lines[0]
     code, lines = cuvee("compare", folders[0], str(tmp_path))
     assert code == 3 and "holds no verdicts; expected one that `cuvee score CANDIDATE --out OUT` made" in lines[0]
 

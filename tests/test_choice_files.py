@@ -168,6 +168,13 @@ def test_own_pairs_are_read_by_the_names_of_their_columns(suffix: str, tmp_path:
         read_own_pairs(path, good="rigth", bad="wrong")
 
 
+def test_names_of_columns_stay_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.jsonl", {"right\n\x1b[2J": "yes", "wr\u00f6ng": "no"})
+    with pytest.raises(InputRefused) as refusal:
+        read_own_pairs(path)
+    assert str(refusal.value).isprintable() and "wr\u00f6ng" in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from rich.console import Console
+from test_end_to_end import cuvee
 
 from benchmarks.compare import Comparison, Row, Verdicts, compare
 from benchmarks.compare_report import (
@@ -28,6 +29,7 @@ from benchmarks.compare_report import (
 )
 from benchmarks.paired import holm, mcnemar_p_value, odds_ratio_interval, paired_estimate, sign_flip_p_value
 from corpora.errors import InputRefused, RecipeError
+from distill.candidates import _named_folders
 
 HOW = {"resamples": 1000, "confidence": 0.95, "seed": 1}
 ONE_LINE_OF_REFUSAL = re.compile(r"[^\n]+: [^\n]+; expected [^\n]+; [^\n]+")
@@ -246,8 +248,68 @@ def test_systems_without_items_are_refused() -> None:
     with pytest.raises(InputRefused, match="a: no paradigm; expected at least one"):
         compare(empty, baseline=None, **HOW)
     bare = [Verdicts(name, ({"island": _wins(0, 0)},), {}, "abc") for name in "ab"]
-    with pytest.raises(InputRefused, match="a, seed 1 of 1: island has 0 items"):
+    with pytest.raises(InputRefused, match="a, seed 1 of 1: island has no item; expected at least one"):
         compare(bare, baseline=None, **HOW)
+
+
+def test_scores_under_different_protocols_are_not_compared() -> None:
+    a, b = (replace(_system(name, (30, 12, 25)), protocol=name) for name in ("minicons", "cuvee"))
+    with pytest.raises(InputRefused) as refusal:
+        compare([b, a], baseline=None, **HOW)
+    assert str(refusal.value).startswith("minicons: scored under minicons; expected cuvee, as cuvee was")
+    assert ONE_LINE_OF_REFUSAL.fullmatch(str(refusal.value))
+    assert compare([b, replace(a, protocol="cuvee")], baseline=None, **HOW).pairs
+    assert compare([b, replace(a, protocol="")], baseline=None, **HOW).pairs, "what is not known is not judged"
+
+
+@pytest.mark.parametrize("wins", [np.array([0.0, np.nan] * 25), np.ones(50, np.int8), np.ones((50, 1), bool)])
+def test_what_is_no_verdict_is_refused(wins: np.ndarray) -> None:
+    a, b = (_system(name, (30, 12, 25), (31, 12, 25)) for name in "ab")
+    with pytest.raises(InputRefused, match="a, seed 2 of 2: island holds .*; expected true or false"):
+        compare([b, _changed(a, island=wins)], baseline=None, **HOW)
+
+
+def test_permutations_are_enough_for_the_family_that_holm_corrects() -> None:
+    """The smallest p of 1,000 permutations, times the 66 rows of twelve systems, would always exceed alpha."""
+    systems = [_system(f"s{number}", (number * 5, number, 25)) for number in range(12)]
+    comparison = compare(systems, baseline=None, all_pairs=True, **HOW)
+    apart = next(pair for pair in comparison.pairs if (pair.a, pair.b) == ("s11", "s0"))
+    (row,) = (row for row in apart.rows if row.name == "agreement")
+    assert row.test == "permutation" and row.verdict == "A better"
+    assert comparison.resamples == 2 * 66 * 2 / 0.05 > HOW["resamples"]
+    assert compare(systems[:2], baseline=None, **HOW).resamples == HOW["resamples"]
+
+
+def test_unequal_numbers_of_seeds_are_remarked_upon() -> None:
+    two, eight = (_system(name, *[(30 + k, 12, 25) for k in range(seeds)]) for name, seeds in (("a", 2), ("b", 8)))
+    said = remarks(compare([two, eight], baseline=None, **HOW).pairs[0], 0.05)
+    assert sum("Unequal numbers of seeds" in line for line in said) == 1
+    four = replace(eight, seeds=eight.seeds[:4])
+    assert "Unequal" not in "".join(remarks(compare([two, four], baseline=None, **HOW).pairs[0], 0.05))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "folders"),
+    [
+        ("OUT/a", "a", ["OUT/a"]),
+        ("base=OUT/a,OUT/b", "base", ["OUT/a", "OUT/b"]),
+        ("lr=3e-4", "lr=3e-4", ["lr=3e-4"]),
+        ("lr=3e-4,OUT/b", "lr=3e-4", ["lr=3e-4", "OUT/b"]),
+        ("base=lr=3e-4", "base", ["lr=3e-4"]),
+    ],
+)
+def test_systems_are_named_or_called_as_their_first_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: str, name: str, folders: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=3e-4").mkdir()  # a sweep's folders say what they vary
+    assert _named_folders(given) == (name, [Path(folder) for folder in folders])
+
+
+@pytest.mark.parametrize("given", ["", "a=", "a=,", "a=OUT/a,OUT/b,OUT/../OUT/a"])
+def test_a_system_is_some_folders_each_once(given: str) -> None:
+    code, lines = cuvee("compare", given, "b=OUT/b")
+    assert code == 2 and len(lines) == 1 and ONE_LINE_OF_REFUSAL.fullmatch(lines[0])
 
 
 @pytest.mark.parametrize(

@@ -154,6 +154,11 @@ def test_all_metrics_and_predictions_are_written(root: Path, tmp_path: Path) -> 
     labels = [row["label"] for row in rows(60, 2)]
     right = np.mean([label == each["pred"] for label, each in zip(labels, expected, strict=True)])
     assert told["scores"]["boolq"]["accuracy"] == pytest.approx(right)
+    assert told["confidence"] == 0.95 and set(told["intervals"]["boolq"]) == set(told["scores"]["boolq"])
+    # of a seed it is the interval that is printed where it is the only one
+    assert told["intervals"]["boolq"]["accuracy"] == list(result.interval("boolq", "accuracy"))
+    for metric, (low, high) in told["intervals"]["boolq"].items():
+        assert low <= told["scores"]["boolq"][metric] <= high
     assert told["selected_on"] == "carved" and told["selecting_rows"] == 16 and told["steps"] == 2 * 9
 
 

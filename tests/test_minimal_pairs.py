@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import random
 import re
+import unicodedata
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -167,13 +171,23 @@ def test_what_is_not_a_pair_is_refused_by_line(tmp_path: Path, line: bytes, reas
     assert message.startswith(f"{path}:2: ") and reason in message and ONE_LINE_OF_REFUSAL.fullmatch(message)
 
 
-_SNIPPETS = [b"NaN", b"-Infinity", b"null", b"\\ud800", b"\\u0000", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"']
-_SNIPPETS += [b"{", b"}", b"[" * 40, b"\\", b"\n", b"\r", b"\0", b"9" * 5000, b"1e999", b",", b":", b" ", b"x" * 70_000]
-_SNIPPETS += [b'"sentence_good":"The cat sleep.",', b'"UID":[],', b"\xf0\x9f\x98\x80", b"\xe2\x80\xa8", b"[" * 30_000]
+# 100,000 lines that were made wrong: bytes, structure, characters, lengths
+
+ROW: dict[str, Any] = LINE | {"UID": "u", "linguistics_term": "t", "nested": {"a": [1, 2.5, None]}}
+SENTENCES = ("sentence_good", "sentence_bad")
+LINES_OF_A_KIND = 25_000
+SNIPPETS = [b"NaN", b"-Infinity", b"null", b"\\ud800", b"\\u0000", b"\xff", b"\xed\xa0\x80", b"\xef\xbb\xbf", b'"']
+SNIPPETS += [b"{", b"}", b"[" * 40, b"\\", b"\n", b"\r", b"\0", b"9" * 5000, b"1e999", b",", b":", b" ", b"x" * 70_000]
+SNIPPETS += [b'"sentence_good":"The cat sleep.",', b'"UID":[],', b"\xf0\x9f\x98\x80", b"\xe2\x80\xa8", b"[" * 30_000]
+VALUES = [None, True, 0, -1.5e300, "", " \t", "\u3000", "a", "The cat sleep.", [], {}, ["a"], {"a": "b"}, float("nan")]
+# NUL, a control character, spaces of several widths, a combining accent, joiners, directions, ends of line, private
+# use, no characters at all, halves of a pair, and what has another length in another case or form
+POINTS = "\0\x07\x1b\x7f\x85\xa0\u2003\u3000\u0301\u200b\u200d\u202e\u2066\u2028\u2029\ue000\ufeff\ufffd\ufffe"
+POINTS += "\ud800\udc00\udfff\u00df\u0130\u0149\ufb03\u1e9e\uac01\U0001f600\U0001f1e9\U000e0041\U0010ffff"
 
 
-def _mutated(line: bytes, draw: random.Random) -> bytes:
-    data = bytearray(line)
+def _bytes_changed(draw: random.Random) -> bytes:
+    data = bytearray(json.dumps(ROW).encode())
     for _ in range(draw.randint(1, 4)):
         start = draw.randrange(len(data) + 1)
         end = min(len(data), start + draw.randint(0, 12))
@@ -181,29 +195,117 @@ def _mutated(line: bytes, draw: random.Random) -> bytes:
         if kind == 0:
             del data[start:end]
         elif kind == 1:
-            data[start:start] = draw.choice(_SNIPPETS)
+            data[start:start] = draw.choice(SNIPPETS)
         elif kind == 2:
             data[start:start] = data[start:end]
         elif kind == 3 and start < len(data):
             data[start] = draw.randrange(256)
         else:
-            data[start:end] = draw.choice(_SNIPPETS[:12])
+            data[start:end] = draw.choice(SNIPPETS[:12])
     return bytes(data)
 
 
-def test_20000_mutated_lines_are_refused_or_read() -> None:
-    draw = random.Random(11)
-    line = json.dumps(LINE | {"UID": "u", "linguistics_term": "t", "nested": {"a": [1, 2.5, None]}}).encode()
-    read = 0
-    for _ in range(20_000):
+def _structure_changed(draw: random.Random) -> bytes:
+    row = dict(ROW)
+    for _ in range(draw.randint(1, 3)):
+        key, kind = draw.choice(list(ROW)), draw.randrange(5)
+        if kind == 0:
+            row.pop(key, None)
+        elif kind == 1:
+            row[key] = draw.choice(VALUES)
+        elif kind == 2:
+            row[draw.choice([*ROW, "", "Sentence_good"])] = row.pop(key, "another")
+        elif kind == 3:
+            row[draw.choice(SENTENCES)] = row.get(draw.choice(SENTENCES))
+        else:
+            row["deep"] = json.loads("[" * (depth := draw.randrange(12)) + "]" * depth or "0")
+    text = json.dumps(row, separators=draw.choice(((",", ":"), (", ", ": "), (" ,\t", " : "))))
+    wrapped = (f"[{text}]", json.dumps(text), f"{text}{text}", f"{text[:-1]},{text[1:]}", json.dumps(row, indent=1))
+    return (draw.choice(wrapped) if draw.random() < 0.2 else text).encode()
+
+
+def _characters_changed(draw: random.Random) -> bytes:
+    row = dict(ROW)
+    for key in draw.sample(SENTENCES, draw.randint(1, 2)):
+        text, start = row[key], draw.randrange(len(row[key]) + 1)
+        found = "".join(draw.choices(POINTS, k=draw.randint(0, 2)))
+        changed = text[:start] + found + text[start + draw.randrange(3) :]
+        row[key] = draw.choice((str.upper, str.title, str.casefold, str.strip))(changed)
+        row[key] = unicodedata.normalize(draw.choice(("NFC", "NFD", "NFKC", "NFKD")), row[key])
+    return json.dumps(row, ensure_ascii=draw.random() < 0.5).encode("utf-8", "surrogatepass")
+
+
+def _lengths_changed(draw: random.Random) -> bytes:
+    row = dict(ROW)
+    for key in draw.sample([*SENTENCES, "field"], draw.randint(1, 2)):
+        length = int(80_000 ** draw.random()) - 1  # as many below 300 as above
+        piece = draw.choice((" ", "x", "The cat sleeps. ", "\u3000", "\U0001f600"))
+        row[key] = (piece * (length // len(piece) + 1))[:length]
+    return json.dumps(row, ensure_ascii=False).encode()
+
+
+MUTATIONS: dict[str, Callable[[random.Random], bytes]] = {
+    "bytes": _bytes_changed,
+    "structure": _structure_changed,
+    "characters": _characters_changed,
+    "lengths": _lengths_changed,
+}
+
+
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_mutated_lines_are_refused_or_read(kind: str) -> None:
+    draw, read = random.Random(11), 0
+    for _ in range(LINES_OF_A_KIND):
         try:
-            for pair in pairs_in(io.BytesIO(_mutated(line, draw)), Path("folder/mutated.jsonl")):
+            for pair in pairs_in(io.BytesIO(MUTATIONS[kind](draw)), Path("folder/mutated.jsonl")):
                 assert pair.good.strip() and pair.bad.strip() and pair.good != pair.bad
                 (pair.good + pair.bad + pair.uid).encode()
             read += 1
         except InputRefused as refusal:
             assert ONE_LINE_OF_REFUSAL.fullmatch(str(refusal)), str(refusal)
-    assert 1000 < read < 15_000
+    assert 0.05 * LINES_OF_A_KIND < read < 0.95 * LINES_OF_A_KIND, read
+
+
+LONGEST = 300  # tokens
+
+
+@pytest.mark.parametrize("kind", MUTATIONS)
+def test_what_is_read_of_mutated_lines_is_scored(kind: str, tmp_path: Path) -> None:
+    """Over-long ones are refused by their line; of the others, every score is what it must be, alone and together."""
+    scorer, draw = _scorer(Candidate("sums", "causal", _remainders), max_tokens=LONGEST, lower=True), random.Random(5)
+    path, alone, lines, too_long = tmp_path / "mutated.jsonl", [], [], 0
+    while len(lines) < 150:
+        path.write_bytes(line := MUTATIONS[kind](draw))
+        with contextlib.suppress(InputRefused):
+            read_pairs(path, allow_equal=True)
+            try:
+                (result,) = score_choices(scorer, blimp_tasks(tmp_path, None, seed=1)).tasks
+            except InputRefused as refusal:
+                assert re.match(rf"{path}:\d+: \d{{3,}} tokens; expected at most {LONGEST} ", str(refusal))
+                too_long += 1
+            else:
+                alone.append(result)
+                lines.append(line + b"\n")
+    path.write_bytes(b"".join(lines))
+    (together,) = score_choices(scorer, blimp_tasks(tmp_path, None, seed=1)).tasks
+    assert np.array_equal(together.scores, np.concatenate([result.scores for result in alone]))
+    expected = [[_sum(scorer, option.text) for option in item.options] for item in together.task.items]
+    assert np.array_equal(together.scores, expected)
+    good, bad = together.scores.T
+    assert np.array_equal(together.wins, good > bad) and together.ties == (good == bad).sum()
+    assert (together.ties > 0, too_long > 0) == (kind != "bytes", kind in ("bytes", "lengths"))
+
+
+def _remainders(input_ids_BT: Tensor, segments_BT: Tensor, wanted_BT: Tensor) -> Tensor:
+    """Of every token at every output -((7 id + output) mod 13)."""
+    outputs_T1 = torch.arange(input_ids_BT.shape[1])[:, None]
+    log_probs_TV = -((7 * torch.arange(VOCAB) + outputs_T1) % 13).float()
+    return log_probs_TV.expand(len(input_ids_BT), -1, -1)[wanted_BT]
+
+
+def _sum(scorer: Scorer, text: str) -> float:
+    (encoding,) = scorer.tokenizer.encode([text])
+    return -sum((7 * token + output) % 13 for output, token in enumerate(encoding.ids))
 
 
 def _blimp_folder(folder: Path) -> Path:

@@ -233,14 +233,14 @@ def test_files_become_requests_and_predictions(tmp_path: Path) -> None:
     assert math.isnan(items[0].numbers["RTgopast"]) and items[1].numbers["RTgopast"] == 1.5
     assert items[2].numbers["length"] == -20
     assert reading_requests(items[:2]) == [
-        Request("Arthur", "placed", apart=True),
-        Request("Arthur placed", "the", apart=True),
-        Request("Arthur", "placed", apart=True),
+        Request("Arthur", "placed", apart=True, masks=3),
+        Request("Arthur placed", "the", apart=True, masks=3),
+        Request("Arthur", "placed", apart=True, masks=3),
     ]
     assert reading_requests(items[:2], with_space=True) == [
-        Request("Arthur", " placed"),
-        Request("Arthur placed", " the"),
-        Request("Arthur", " placed"),
+        Request("Arthur", " placed", masks=3),
+        Request("Arthur placed", " the", masks=3),
+        Request("Arthur", " placed", masks=3),
     ]
     result = reading_result(items[:2], np.array([-1.0, -2.0, -3.0]), **HOW)
     assert reading_predictions(result) == {

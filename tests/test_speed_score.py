@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 from benchmarks import speed, speed_score
 from benchmarks.minimal_pairs import blimp_tasks
@@ -22,9 +25,12 @@ from benchmarks.scorer import candidate_from_model
 from benchmarks.scoring import Scorer
 from benchmarks.scoring_tokenizer import read_scoring_tokenizer
 from benchmarks.speed_figures import figures_json
-from benchmarks.speed_models import RandomModel, generated_pairs, save_random_model, write_pairs
-from benchmarks.speed_score import GOALS, OURS, Sizes, in_turns, measured
+from benchmarks.speed_models import RandomModel, generated_pairs, save_random_model, write_pairs, write_rows
+from benchmarks.speed_prefixes import MADE, PrefixSizes, prefix_table
+from benchmarks.speed_score import GOALS, OURS, Sizes, measured
 from benchmarks.speed_timing import Setting
+from benchmarks.speed_turns import in_turns
+from benchmarks.tasks.choice_files import read_choices
 from corpora.batch import Objective
 from corpora.errors import InputRefused, ProcessLost
 from students.run_folder import load_model
@@ -75,9 +81,15 @@ def test_scoring_figures_are_measured_at_small_sizes(tmp_path: Path) -> None:
 
 def test_the_best_of_the_others_is_what_ours_is_compared_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sides = {"ours": [2.0], "ours, bf16": [1.0], "lm-eval (4 at once)": [4.0], "minicons (4 at once)": [8.0]}
-    monkeypatch.setattr(speed_score, "in_turns", lambda *given, **more: sides)
+    turns: list[object] = []
+
+    def taken(*given: object, **more: int) -> dict[str, list[float]]:
+        turns.append(given)
+        return sides
+
+    monkeypatch.setattr(speed_score, "in_turns", taken)
     fp32, bf16 = measured(["causal_fp32", "causal_bf16"], SIZES, Setting(repetitions=1, folder=tmp_path))
-    assert fp32.value == 2 and bf16.value == 4
+    assert fp32.value == 2 and bf16.value == 4 and len(turns) == 1
     assert fp32.medians == {"ours": 3.0, "lm-eval (4 at once)": 1.5, "minicons (4 at once)": 0.75}  # 6 pairs
 
 
@@ -111,6 +123,9 @@ def test_commands_are_measured_from_start_to_end(
             assert len(tasks) == 2
             assert value(command, "--tasks") == ",".join(sorted(f"pairs_{name[:-5]}" for name in tasks))
             assert all("sentence_good, sentence_bad" in text and "{{" in text for text in tasks.values())
+            read = [yaml.safe_load(text)["dataset_kwargs"] for text in tasks.values()]
+            assert all(Path(found["data_files"]["train"]).exists() for found in read)
+            assert all(Path(found["cache_dir"]).is_relative_to(tmp_path / "work") for found in read)
         return 6.0 if peer else 2.0
 
     monkeypatch.setattr(speed_score, "_run", telling)
@@ -135,11 +150,16 @@ def test_missing_peers_are_said_to_be_missing(tmp_path: Path) -> None:
         Peer("minicons", "causal", tmp_path)
 
 
-def test_a_peer_that_ends_is_told(tmp_path: Path, no_peers: Path) -> None:
+@pytest.mark.parametrize("early", [False, True], ids=["asked while it starts", "asked when it has ended"])
+def test_a_peer_that_ends_is_told(early: bool, tmp_path: Path, no_peers: Path) -> None:
     python = no_peers / "minicons" / "bin" / "python"
     python.parent.mkdir(parents=True)
-    python.symlink_to(sys.executable)
-    with Peer("minicons", "causal", tmp_path) as peer, pytest.raises(ProcessLost, match="minicons: ended without an"):
+    python.write_text("#!/bin/sh\necho 'no module' >&2\n" + ("" if early else "read question\n"))
+    python.chmod(0o700)
+    told = "minicons: ended without an answer, told 'no module'; expected scores; mend that, or run `make peers` again"
+    with Peer("minicons", "causal", tmp_path) as peer, pytest.raises(ProcessLost, match=re.escape(told)):
+        if early:
+            peer._child.wait()
         peer.scores([Request("", "a")])
 
 
@@ -200,10 +220,48 @@ def test_the_suite_has_its_place_on_the_command_line(tmp_path: Path, monkeypatch
     assert seen == [replace(Setting(), blimp=tmp_path)]
 
 
+def test_the_folder_of_blimp_must_have_the_paradigms(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused, match="anaphor_number_agreement.jsonl: missing, expected BLiMP's files; name"):
+        measured(["masked_fp32"], SIZES, Setting(repetitions=1, folder=tmp_path, blimp=tmp_path / "nothing"))
+
+
+def test_what_trees_save_is_measured_on_items_in_the_official_layout(tmp_path: Path) -> None:
+    items = {"blimp": 8, "ewok_filtered": 8, "entity_tracking": 3, "comps": 20}
+    sizes = PrefixSizes(model=replace(TINY, max_positions=512), items=items)
+    table = prefix_table(tmp_path, sizes, repetitions=1)
+    assert [row[0] for row in table.rows] == list(items) and {len(row) for row in table.rows} == {len(table.columns)}
+    for row in table.rows:
+        assert int(row[1]) == items[row[0]] and float(row[3]) > float(row[4]) > 0, "trees have fewer tokens"
+        assert all(float(number) > 0 for number in row[5:8]) and float(row[8].removesuffix(" nats")) < 1e-3
+    saved = {row[0]: float(row[3]) / float(row[4]) for row in table.rows}
+    assert saved["entity_tracking"] > 4 and saved["ewok_filtered"] > 1.8
+
+
+def test_generated_items_are_as_long_as_the_challenges_own(tmp_path: Path) -> None:
+    def words(name: str) -> list[float]:
+        """Of a context and of a text, on the average."""
+        tasks = read_choices(name, write_rows(tmp_path / name, MADE[name](60, seed=1)))
+        asked = [option for task in tasks for item in task.items for option in item.options]
+        return [
+            statistics.mean(len(text.split()) for text in texts)
+            for texts in ([option.context for option in asked], [option.text for option in asked])
+        ]
+
+    context, answer = words("entity_tracking")
+    assert 115 < context < 133 and 1 < answer < 6
+    context, target = words("ewok_filtered")
+    assert 8 < context < 13 and 5 < target < 9
+    context, phrase = words("comps")
+    assert 2 < context < 8 and 3 < phrase < 8
+
+
 def test_bf16_stands_beside_its_agreement(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed_score, "Sizes", lambda: SIZES)
     monkeypatch.setattr(speed_score, "AGREEMENT_ITEMS", 5)
     figure = GOALS["causal_bf16"].reached(1.0, {}, "pairs/s")
     [line] = speed_score.tables(Setting(folder=tmp_path), [figure], everything=False)
     assert str(line).startswith("causal, bf16 against fp32: ") and "of 10 verdicts agree" in str(line)
-    assert not list(speed_score.tables(Setting(folder=tmp_path), [], everything=True))
+    assert not list(speed_score.tables(Setting(folder=tmp_path), [], everything=False))
+    asked: list[int] = []
+    monkeypatch.setattr(speed_score, "prefix_table", lambda folder, sizes, *, repetitions: asked.append(repetitions))
+    assert list(speed_score.tables(Setting(folder=tmp_path), [], everything=True)) == [None] and asked == [5]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import random
 import re
 import shutil
@@ -18,14 +19,17 @@ import pytest
 import test_pretrained
 import tiny
 import torch
+from test_end_to_end import cuvee
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
 from benchmarks.scoring_tokenizer import own_tokenizer
 from benchmarks.strangers.config_check import checked_description
 from benchmarks.strangers.families import COMMON, FAMILIES
+from benchmarks.strangers.files import folder_digest
 from benchmarks.strangers.load import load_stranger
 from benchmarks.strangers.safetensors_check import checked_names
+from benchmarks.strangers.sandboxed import _numbers
 from benchmarks.strangers.strict_json import parse_json_object
 from benchmarks.strangers.tokenizer_check import built_tokenizer, rebuilt
 from corpora.config import TokenizerConfig
@@ -33,6 +37,7 @@ from corpora.errors import Damaged, InputRefused
 from corpora.storage import FolderWriter, new_folder
 from corpora.token_ids import TokenIds
 from corpora.tokenizer import TextTokenizer, train_bpe, write_tokenizer
+from distill import candidates
 from students.pretrained import Pretrained
 from students.registry import ARCHITECTURES, build_model
 from students.run_folder import save_model
@@ -247,6 +252,85 @@ def test_hostile_folders_are_refused_and_nothing_runs(outcomes: dict[str, Any], 
     assert ONE_LINE.fullmatch(message) and message.isascii(), message
     assert hostile.HOSTILE[name][1] in message, message
     assert len(message) < 1200 and not events
+
+
+def test_ids_that_no_network_reads_may_lie_beyond_the_vocabulary(folders: dict[str, Path], tmp_path: Path) -> None:
+    """GPT-2's defaults, 50256, are saved with every smaller vocabulary."""
+    folder = copied(folders["gpt2"], tmp_path / "gpt2")
+    hostile.config(bos_token_id=50_256, eos_token_id=50_256)(folder)
+    assert torch.equal(logits_of(folder, causal=True), logits_of(folders["gpt2"], causal=True))
+
+
+def test_a_folder_whose_name_would_reach_the_terminal_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(folders["gpt2"], tmp_path / "a\n\x1b[2Jb")
+    with pytest.raises(InputRefused) as refusal:
+        load_stranger(folder)
+    assert ONE_LINE.fullmatch(str(refusal.value)) and "control characters in its name" in str(refusal.value)
+
+
+def pipe(name: str) -> hostile.Make:
+    return lambda folder: ((folder / name).unlink(missing_ok=True), os.mkfifo(folder / name))
+
+
+@pytest.mark.parametrize(
+    ("make", "reads", "reason"),
+    [
+        (pipe("model.safetensors"), "file_digest", "model.safetensors: no regular file"),
+        (pipe("manifest.json"), "read_manifest", "manifest.json: no regular file"),
+        (lambda folder: (folder / "manifest.json").symlink_to("/dev/zero"), "read_manifest", "no regular file"),
+        (lambda folder: (folder / "manifest.json").mkdir(), "read_manifest", "manifest.json: a directory"),
+        (hostile.weights(lambda data: data + bytes(9)), "file_digest", "expected no other bytes"),
+    ],
+)
+def test_nothing_is_opened_before_it_is_known_what_it_is(
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    make: hostile.Make,
+    reads: str,
+    reason: str,
+) -> None:
+    """A pipe never ends, and neither does /dev/zero."""
+
+    def refuse(path: Path) -> None:
+        raise AssertionError(f"{path} is read")
+
+    folder = copied(folders["gpt2"], tmp_path / "gpt2")
+    make(folder)
+    monkeypatch.setattr(candidates, reads, refuse)
+    code, lines = cuvee("score", str(folder), "--backend", "causal", "--ngrams", "none")
+    assert code == 3 and len(lines) == 1 and reason in lines[0]
+
+
+def test_a_manifest_of_another_format_is_shown_in_plain_letters(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(folders["gpt2"], tmp_path / "gpt2")
+    (folder / "manifest.json").write_text(json.dumps({"format": "\x1b[2J\n" + "x" * 999}))
+    code, lines = cuvee("score", str(folder))
+    assert code == 3 and len(lines) == 1 and lines[0].isprintable() and len(lines[0]) < 1000
+
+
+def test_a_folder_of_ours_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    with new_folder(tmp_path / "scores", kind="verdicts", fingerprint={}) as writer:
+        writer.write("x", b"")
+    code, lines = cuvee("score", str(tmp_path / "scores"))
+    assert code == 3 and len(lines) == 1 and "a verdicts without cuvee.json, model.safetensors" in lines[0]
+
+
+def test_a_folder_with_code_has_a_digest_of_what_lies_in_it(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = copied(folders["gpt2"], tmp_path / "gpt2")
+    before = folder_digest(folder)
+    os.mkfifo(folder / "pipe.safetensors")
+    (folder / "link.safetensors").symlink_to("/dev/zero")
+    assert folder_digest(folder) == before
+    (folder / "modeling.py").write_text("x = 1")
+    assert folder_digest(folder) != before
+
+
+@pytest.mark.parametrize("answer", [[True], ["-1"], [1.0], [-(10**400)], [-1e300], [], [-1.0, -1.0], None, {"a": 1}])
+def test_what_code_answers_is_as_many_log_likelihoods_or_refused(answer: object) -> None:
+    assert _numbers([-1, -0.5, None], 3, "p")[:2].tolist() == [-1.0, -0.5]
+    with pytest.raises(InputRefused, match="p: its code answered .*; expected .*; ask who made it"):
+        _numbers(answer, 1, "p")
 
 
 SNIPPETS = (b"NaN", b"null", b"true", b"-1", b"0", b"1e999", b"9" * 5000, b"[", b"]", b"{", b"}", b'"', b"\\", b"\xff")

@@ -20,7 +20,7 @@ from benchmarks.submission.layout import Task, Year, known_years, read_year, wan
 from benchmarks.submission.manifest import read_submission
 from benchmarks.submission.rules import NOT_VERIFIED, auxiliary_verdict
 from benchmarks.submission.submitted_run import Answers, Checkpoint, Predictions, SubmittedRun, Teacher, Text
-from benchmarks.submission.write import write_submission
+from benchmarks.submission.write import require_free, write_submission
 from corpora import storage
 from corpora.errors import Damaged, InputRefused
 from corpora.storage import canonical_json, new_folder
@@ -365,6 +365,7 @@ STEP = ("full", "AoA", "chck_1M", 0)
             "blimp_filtered.passive_3: not a UID of the task; did you mean",
         ),
         (put([], "full", "blimp_filtered", "principle_a_case_1"), "did you mean 'principle_A_case_1'"),
+        (put([], "full", "blimp_filtered", "a\n\x1b[2Jb"), "blimp_filtered.'a\\n\\x1b[2Jb': not a UID of the task"),
         (drop(*BLIMP, 2), "blimp_filtered.passive_1: 2 predictions; expected 3; "),
         (swap(*BLIMP), "blimp_filtered.passive_1: row 0: id is 'passive_1_1'; expected 'passive_1_0', in the order"),
         (put(None, *BLIMP, 1, "pred"), "blimp_filtered.passive_1: row 1: pred is None; expected the chosen text"),
@@ -425,6 +426,8 @@ def test_wrong_predictions_are_named(tmp_path: Path, mutate: Mutation, line: str
     [
         ({"name": "baby-v1.5"}, "name: 'baby-v1.5' holds a dot: pipelines look for 'baby-v1'"),
         ({"name": "../baby"}, "name: '../baby' is no file name"),
+        ({"name": "b" * 97}, "name: 'bbbbbbbb"),
+        ({"track": "strict\n\x1b[2J"}, "track: 'strict\\n\\x1b[2J': not a track of 2025"),
         ({"track": "strict-smal"}, "track: strict-smal: not a track of 2025; did you mean 'strict-small'"),
         (
             {"words_seen": 101 * MILLION},
@@ -592,6 +595,25 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputRefused, match=r"holds sub/thesis.txt, which is no part of a submission \(1 such files\)"):
         written(tmp_path, small(2024))
     assert files_below(tmp_path / "out") == {"sub/thesis.txt"}
+
+
+def test_where_no_submission_fits_is_known_without_its_predictions(tmp_path: Path) -> None:
+    year = small(2024)
+    run = run_of(tmp_path / "run", year)
+    require_free(tmp_path / "new", run)
+    require_free(written(tmp_path, year), run)
+    with pytest.raises(InputRefused, match="holds another submission: epochs is 10 there and 9 here; expected this"):
+        require_free(tmp_path / "out", replace(run, epochs=9))
+    with pytest.raises(InputRefused, match="holds a run; expected an empty folder"):
+        require_free(run.model, run)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(InputRefused, match="a file stands where a folder is needed"):
+        require_free(tmp_path / "file", run)
+    (tmp_path / "out" / "manifest.json").unlink()
+    require_free(tmp_path / "out", run)
+    (tmp_path / "out" / "thesis.txt").write_text("x")
+    with pytest.raises(InputRefused, match="holds thesis.txt, which is no part of a submission"):
+        require_free(tmp_path / "out", run)
 
 
 def test_a_damaged_model_is_not_handed_in(tmp_path: Path) -> None:

@@ -368,6 +368,20 @@ def test_a_run_that_ends_within_a_step_of_a_checkpoint_hands_it_in_and_the_verdi
     assert "nats: undefined" in said and said.endswith(f"submit: written to {out}\n")
 
 
+@pytest.mark.parametrize("year", ["2025", "2026"])
+def test_a_run_that_is_shorter_than_the_first_checkpoint_is_handed_in(
+    copy: Path, data: Path, tmp_path: Path, year: str
+) -> None:
+    run, out = student(copy), tmp_path / "out"
+    recount(run, MILLION // 2)
+    labels = finetuned(tmp_path / "labels", run)
+    assert cuvee(*arguments(run, data, out, labels, year=year, name="baby"))[0] == 0
+    value = json.loads((out / "results/baby/all_full_preds_and_fast_scores_causal.json").read_bytes())
+    assert value["aoa_surprisals" if year == "2026" else "aoa"]["results"] == []
+    assert year == "2025" or value["aoa"] == {"aoa": 0.0}
+    assert all(scores == [] for scores in value["fast_eval_results"].values())
+
+
 # ---- refused before anything is scored ----------------------------------------------------------------------------
 
 Spoil = Callable[[Path, Path], None]  # a copy of the run_dir, and of the data
@@ -390,6 +404,19 @@ def shorten(path: str) -> Spoil:
 
 def more_words(run_dir: Path, data: Path) -> None:
     recount(student(run_dir), 101 * MILLION)
+
+
+def other_label(run_dir: Path, data: Path) -> None:
+    """Something else where the labels are looked for, beside the copy of the run."""
+    place = run_dir.parent / "labels" / "boolq" / "seed_42"
+    shutil.rmtree(place)
+    with new_folder(place, kind="run", fingerprint={}) as writer:
+        writer.write("predictions.json", b"{}")
+
+
+def taken(run_dir: Path, data: Path) -> None:
+    (run_dir.parent / "taken").mkdir()
+    (run_dir.parent / "taken" / "thesis.txt").write_text("x")
 
 
 def other_text(run_dir: Path, data: Path) -> None:
@@ -435,6 +462,8 @@ FULL, FAST = "evaluation_data/full_eval", "evaluation_data/fast_eval"
             ],
         ),
         (None, {"year": "2023"}, ["year: the files of 2023 are laid out in a way that is not read; expected 2024"]),
+        (other_label, {}, ["seed_42 holds a run; expected predictions of `cuvee finetune`; name its folder with"]),
+        (taken, {"out": "taken"}, ["taken: holds thesis.txt, which is no part of a submission (1 such files)"]),
         (other_text, {}, ["corpus: missing, or not the text that baby_llama-"]),
         (other_recipe, {}, ["recipe.yaml: names no teacher 'llama', which the run listened to"]),
     ],
@@ -465,6 +494,8 @@ def test_what_is_wrong_is_told_before_anything_is_scored(
         spoil(run_dir, data)
     else:
         labels = finetuned(tmp_path / "labels", student(run_dir))
+    if "out" in changes:
+        changes = changes | {"out": str(tmp_path / str(changes["out"]))}
     code, found = cuvee(*arguments(student(run_dir), data, tmp_path / "out", labels, **changes))
     assert code == 3 and len(found) == len(lines), found
     assert all(line in told for line, told in zip(lines, found, strict=True)), found
@@ -573,6 +604,30 @@ def test_a_teacher_from_elsewhere_is_known_as_far_as_its_folder_says(copy: Path,
     assert (guest.licence, guest.data, guest.words_seen, guest.architecture) == ("cc-by-4.0", (), None, "llama")
     assert guest.parameters == llama.parameters and (llama.licence, llama.words_seen) != (guest.licence, None)
     assert llama.data == run.texts
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        (None, "unknown"),
+        ("A model.\nlicense: mit\n", "unknown"),
+        ("---\nlicense:\nlanguage: en\n---\n", "unknown"),
+        ("---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit, apache-2.0"),
+        ('---\nlicense: other\nlicense_name: "Llama 3 Community"\n---\n', "Llama 3 Community"),
+        ("---\nlicense: [mit\n---\n", "unknown"),
+        ("---\nlanguage: en\n---\nlicense: mit\n---\n", "unknown"),
+    ],
+)
+def test_a_licence_is_what_the_card_says_in_front(
+    run_dir: Path, tmp_path: Path, card: str | None, licence: str
+) -> None:
+    hub = Path(shutil.copytree(run_dir / "teachers" / "llama", tmp_path / "hub"))
+    for name in ("manifest.json", "cuvee.json"):
+        (hub / name).unlink()
+    if card is not None:
+        (hub / "README.md").write_text(card)
+    (teacher,) = auxiliary_models(Listening(student(run_dir), {"guest": hub}), licence="MIT")
+    assert teacher.licence == licence
 
 
 def test_a_run_of_another_project_brings_its_text_and_those_behind_it(run_dir: Path, copy: Path) -> None:

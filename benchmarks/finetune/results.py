@@ -34,6 +34,14 @@ class SplitResult:
         """Every metric over the scored rows."""
         return all_scores(self.labels_N[self.scored_N], self.predictions_N[self.scored_N], self.num_labels)
 
+    def intervals(self, sure: Sureness = SURE) -> dict[Metric, Interval]:
+        """Of every metric, on other rows of this kind."""
+        labels_N, said_1N = self.labels_N[self.scored_N], self.predictions_N[None, self.scored_N]
+        return {
+            metric: median_interval(labels_N, said_1N, metric, num_labels=self.num_labels, sure=sure)
+            for metric in self.scores
+        }
+
     @property
     def correct_N(self) -> np.ndarray:
         """Whether each scored row is right, bool: what an interval is resampled from."""

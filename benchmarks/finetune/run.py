@@ -1,7 +1,7 @@
 """Tasks times seeds, into a folder that a second call finds: each run is committed on its own.
 
 FOLDER/TASK/seed_SEED/predictions.json   in the challenge's layout of 2025: {"boolq": {"predictions": [...]}}
-FOLDER/TASK/seed_SEED/result.json        scores, and how the checkpoint was chosen
+FOLDER/TASK/seed_SEED/result.json        scores, how sure they are, and how the checkpoint was chosen
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.finetune.config import FinetuneConfig, check_finetune
 from benchmarks.finetune.data import SplitRows, TaskRows, read_task
 from benchmarks.finetune.encoding import PairEncoder
 from benchmarks.finetune.loop import Fit, LabelledRows, fit, predict
-from benchmarks.finetune.results import SeedResult, SplitResult, TaskResult, labels_of, split_result
+from benchmarks.finetune.results import SURE, SeedResult, SplitResult, TaskResult, labels_of, split_result
 from benchmarks.finetune.subject import Subject
 from benchmarks.finetune.tasks import Task, chosen_tasks
 from corpora.addressed import address, permutation
@@ -217,6 +217,8 @@ def _described(result: SeedResult, done: Fit, config: FinetuneConfig, task: Task
         "preset": config.name,
         "seed": result.seed,
         "scores": {split.name: split.scores for split in result.splits},
+        "confidence": SURE.confidence,
+        "intervals": {split.name: split.intervals() for split in result.splits},
         "metric_of_scorer": task.scored,
         "metric_of_readme": task.readme,
         "selected_on": config.selection,

@@ -86,11 +86,11 @@ def checked_description(described: Mapping[str, Any], place: str) -> NetworkDesc
             expected=f"one of {', '.join(FAMILIES)}",
             remedy="other architectures need code of their own: cuvee score --allow-code runs it in a sandbox",
         )
-    if described.get("architectures") != [family.network]:
+    if described.get("architectures") not in [[network] for network in (family.network, *family.also)]:
         refuse(
             f"{place}: architectures",
             shown(described.get("architectures")),
-            expected=f"[{family.network!r}]",
+            expected=" or ".join(f"[{network!r}]" for network in (family.network, *family.also)),
             remedy="save the model together with its language-model head",
         )
     rules = {**COMMON, **family.keys}
@@ -102,9 +102,14 @@ def checked_description(described: Mapping[str, Any], place: str) -> NetworkDesc
             _check_ignored(key, value, family, place)
     if "vocab_size" not in values:
         refuse(f"{place}: vocab_size", "missing", expected=rules["vocab_size"].says, remedy=_REMEDY)
-    for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
+    if values.get("pad_token_id", 0) >= values["vocab_size"]:
+        refuse(
+            f"{place}: pad_token_id", shown(values["pad_token_id"]), expected="an id below vocab_size", remedy=_REMEDY
+        )
+    for key in ("bos_token_id", "eos_token_id"):
+        # GPT-2's defaults, which transformers saves with smaller vocabularies; no network looks at them
         if values.get(key, 0) >= values["vocab_size"]:
-            refuse(f"{place}: {key}", shown(values[key]), expected="an id below vocab_size", remedy=_REMEDY)
+            del values[key]
     return NetworkDescription(family, model_type, values)
 
 
@@ -119,7 +124,10 @@ def _check_ignored(key: str, value: Any, family: Family, place: str) -> None:
     """Raise InputRefused for a key that is not copied, unless it is known to change nothing."""
     if key in _WITHOUT_EFFECT or key.startswith(_WITHOUT_EFFECT_PREFIXES):
         return
-    if key == "auto_map" and value == family.auto_map or key == "pruned_heads" and value == {}:
+    if key == "pruned_heads" and value == {}:
+        return
+    # an older version of ours named fewer classes; nothing is loaded by these names here
+    if key == "auto_map" and isinstance(value, dict) and value.items() <= family.auto_map.items():
         return
     if why := "names a kernel, which may be fetched" if key.startswith(_REACHING_PREFIX) else _REACHING.get(key):
         refuse(f"{place}: {key}", why, expected="sizes, rates and switches alone", remedy="remove the key")

@@ -76,6 +76,7 @@ class Family:
 
     network: str  # class name, as `architectures` gives it
     objective: Objective
+    also: tuple[str, ...] = ()  # other classes whose folders hold the same weights under the same names
     keys: Mapping[str, Rule]  # of its own, beside COMMON
     stored_as: Mapping[str, str] = field(default_factory=dict)  # weights that files call by another name
     auto_map: Mapping[str, str] = field(default_factory=dict)  # modelling files that may be named: ours

@@ -7,16 +7,18 @@ whatever it is called, and whether or not anything here would open it. Folders i
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickletools
+import re
 import stat
 from pathlib import Path
 from typing import Any
 
-from benchmarks.strangers.refusal import refuse, shown_place
+from benchmarks.strangers.refusal import refuse, shown, shown_place
 from benchmarks.strangers.strict_json import read_json_object
 from corpora.errors import Damaged
-from corpora.storage import MANIFEST, found_instead
+from corpora.storage import MANIFEST, digest, file_digest, found_instead
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -27,9 +29,11 @@ MAX_TEXT_BYTES = 64 << 20  # of any other file; the largest are tokenizers
 _HEAD = 1024  # bytes that tell a format
 _TEXTS = {".json", ".jsonl", ".md", ".txt", ".csv", ".tsv", ".yaml", ".yml", ".bib", ".py"}
 _NAMES = {"LICENSE", "NOTICE", "README", ".gitattributes", ".gitignore", ".lock"}
+_PART = re.compile(r"model-\d+-of-\d+\.safetensors")
+_IN_PARTS = ("weights in parts", f"one {WEIGHTS}", "save it again with max_shard_size='100GB'")
 _ADVICE = {  # what files that change a model's meaning are, what fits, what to do about it
     "adapter_config.json": ("weights of an adapter", "a whole model", "merge the adapter into its model and save that"),
-    f"{WEIGHTS}.index.json": ("weights in parts", f"one {WEIGHTS}", "save it again with max_shard_size='100GB'"),
+    f"{WEIGHTS}.index.json": _IN_PARTS,
     "chat_template.json": ("a chat template", "a model of plain text", "remove it"),
 }
 _MAGIC = (  # where, which bytes, and what they begin
@@ -46,8 +50,16 @@ _MAGIC = (  # where, which bytes, and what they begin
     (0, b"#!", "a script"),
 )
 _PICKLE_PROTOCOLS = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+MOST_OPCODES = 10_000  # that are looked at; a text that is longer in opcodes was not written by people
 _NAMING_OPCODES = {"GLOBAL", "STACK_GLOBAL", "INST", "EXT1", "EXT2", "EXT4"}  # with which a pickle reaches for code
 _CONTROLS = bytes(set(range(0x20)) - set(b"\t\n\r\f")) + b"\x7f"
+
+
+def check_manifest(folder: Path) -> None:
+    """Raise InputRefused for a manifest that must not be opened: to be asked before a folder is asked whose it is."""
+    path = folder / MANIFEST
+    if path.exists() and _regular_size(path, str(path)) is None:
+        refuse(str(path), "a directory", expected="a file", remedy="remove it")
 
 
 def check_files(folder: Path) -> None:
@@ -55,7 +67,11 @@ def check_files(folder: Path) -> None:
 
     Raises Damaged when the folder has a manifest of ours and a file that it lists has changed.
     """
+    if not str(folder).isprintable():  # messages and tables will name it
+        remedy = "rename it"
+        refuse(shown(str(folder)), "control characters in its name", expected="a printable name", remedy=remedy)
     names = _names(folder)
+    _check_cases(names, folder)
     for name in names:
         _check_file(folder / name, shown_place(folder, name), folder)
     if missing := [name for name in (CONFIG, WEIGHTS, TOKENIZER) if name not in names]:
@@ -67,6 +83,12 @@ def check_files(folder: Path) -> None:
         )
     if MANIFEST in names:
         _check_manifest(folder)
+
+
+def folder_digest(folder: Path) -> str:
+    """Of the files that lie in a folder, whatever they are; links out of it, pipes and folders in it are left out."""
+    names = [name for name in _names(folder) if _lies_in(folder / name, folder) and (folder / name).is_file()]
+    return digest(json.dumps([[name, file_digest(folder / name)] for name in names]).encode())
 
 
 def _names(folder: Path) -> list[str]:
@@ -81,27 +103,50 @@ def _names(folder: Path) -> list[str]:
     return names
 
 
-def _check_file(path: Path, place: str, folder: Path) -> None:
-    """Links first, then kind, name, size, and the bytes themselves."""
+def _check_cases(names: list[str], folder: Path) -> None:
+    """Raise InputRefused for names of which systems that do not tell cases apart keep one alone."""
+    kept: dict[str, str] = {}
+    for name in names:
+        first = kept.setdefault(name.casefold(), name)
+        if first != name:
+            found = f"beside {shown(first)}, which differs in case alone"
+            refuse(shown_place(folder, name), found, expected="names that differ", remedy="remove one of the two")
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path stays in a folder when links are followed."""
     # `realpath`, for `resolve` raises for a link to itself
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
-        remedy = "copy the folder with its links followed (cp -rL)"
-        refuse(place, "a link out of the folder", expected="files that lie in it", remedy=remedy)
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def _regular_size(path: Path, place: str) -> int | None:
+    """Bytes of a regular file, None of a folder; anything else is refused unopened, and so is what is too large."""
     try:
         status = path.stat()
     except OSError as error:
         refuse(place, str(error.strerror), expected="a file", remedy="remove it", cause=error)
     if stat.S_ISDIR(status.st_mode):
-        return
+        return None
     if not stat.S_ISREG(status.st_mode):  # a pipe would never end
         refuse(place, "no regular file", expected="files", remedy="remove it")
-    if path.name in _ADVICE:
-        found, expected, remedy = _ADVICE[path.name]
-        refuse(place, found, expected=expected, remedy=remedy)
-    is_weights = path.name == WEIGHTS
-    most = MAX_WEIGHT_BYTES if is_weights else MAX_TEXT_BYTES
+    most = MAX_WEIGHT_BYTES if path.name == WEIGHTS else MAX_TEXT_BYTES
     if status.st_size > most:
         refuse(place, f"{status.st_size:,} bytes", expected=f"at most {most:,}", remedy="remove it")
+    return status.st_size
+
+
+def _check_file(path: Path, place: str, folder: Path) -> None:
+    """Links first, then kind and size, name, and the bytes themselves."""
+    if not _lies_in(path, folder):
+        remedy = "copy the folder with its links followed (cp -rL)"
+        refuse(place, "a link out of the folder", expected="files that lie in it", remedy=remedy)
+    if _regular_size(path, place) is None:
+        return
+    advice = _IN_PARTS if _PART.fullmatch(path.name) else _ADVICE.get(path.name)
+    if advice is not None:
+        found, expected, remedy = advice
+        refuse(place, found, expected=expected, remedy=remedy)
+    is_weights = path.name == WEIGHTS
     with path.open("rb") as file:
         head = file.read(_HEAD)
     # a header's length may begin like anything; `safetensors_check` goes on behind the brace
@@ -138,18 +183,27 @@ def _check_text(path: Path, place: str) -> None:
 
 
 def _is_text_pickle(data: bytes) -> bool:
-    """Whether a text is opcodes up to a stop, some of which name code. They are listed, never carried out."""
+    """Whether a text is opcodes up to a stop, some of which name code. They are listed, never carried out.
+
+    One that goes on for long is taken for a pickle, for listing megabytes of them takes a minute.
+    """
     try:
-        return any([opcode.name in _NAMING_OPCODES for opcode, _, _ in pickletools.genops(data)])
+        named = [opcode.name for opcode, _, _ in itertools.islice(pickletools.genops(data), MOST_OPCODES)]
+        return len(named) == MOST_OPCODES or not _NAMING_OPCODES.isdisjoint(named)
     except (ValueError, OverflowError):  # no opcode, or an argument that is none
         return False
 
 
 def _is_ours(name: str, data: bytes) -> bool:
-    """Whether a file is one of our modelling files, which travel with exported models. They are not run from there."""
-    from students.elc_bert import ElcBert
+    """Whether a file is one of our modelling files, which travel with exported models. They are not run from there.
 
-    return name in ElcBert.source_files and data == (Path(__file__).parents[2] / "students" / name).read_bytes()
+    To the byte: those of another version are refused, for nobody can tell them from code that was changed. A model
+    means the same without them, so that their owner may remove them.
+    """
+    from students.registry import ARCHITECTURES
+
+    ours = {source for architecture in ARCHITECTURES.values() for source in architecture.source_files}
+    return name in ours and data == (Path(__file__).parents[2] / "students" / name).read_bytes()
 
 
 def _check_manifest(folder: Path) -> None:

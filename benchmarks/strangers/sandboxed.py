@@ -7,7 +7,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from corpora.batch import Objective
 from corpora.storage import write_file
 
 BYTES_PER_SCORE = 32  # of JSON, at most
+LEAST_SCORE, MOST_SCORE = -1e12, 1e-3  # nats: whole numbers of JSON may be too long for a float; rounding exceeds 0
 REMEDY = "ask who made it"
 
 
@@ -51,7 +52,7 @@ class SandboxedScorer:
             "backend": self.backend,
             "protocol": asdict(self.protocol),
             "max_tokens": self.max_tokens,
-            "requests": [[request.context, request.text, request.apart, request.mean] for request in requests],
+            "requests": [astuple(request) for request in requests],
         }
         with tempfile.TemporaryDirectory(prefix="cuvee-asked-") as folder:
             file = Path(folder) / "asked.json"
@@ -71,6 +72,8 @@ def _numbers(scores: object, number: int, place: str) -> np.ndarray:
         found = f"{len(scores)} scores" if isinstance(scores, list) else type(scores).__name__
         refuse(place, f"its code answered {found}", expected=f"{number} scores", remedy=REMEDY)
     for score in scores:
-        if score is not None and (isinstance(score, bool) or not isinstance(score, int | float) or score > 1e-3):
-            refuse(place, f"its code answered {shown(score)}", expected="log-likelihoods, at most 0", remedy=REMEDY)
+        if score is not None and not (type(score) in (int, float) and LEAST_SCORE <= score <= MOST_SCORE):
+            refuse(
+                place, f"its code answered {shown(score)}", expected="log-likelihoods in nats, at most 0", remedy=REMEDY
+            )
     return np.array([math.nan if score is None else score for score in scores], np.float64)

@@ -18,8 +18,13 @@ from benchmarks.strangers.refusal import one_line, refuse, shown
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def read_json_object(path: Path, place: str, *, max_bytes: int, max_depth: int, remedy: str) -> dict[str, Any]:
-    """The object in a file of at most `max_bytes`; raises InputRefused."""
+def read_json_object(
+    path: Path, place: str, *, max_bytes: int, max_depth: int, remedy: str, max_values: int | None = None
+) -> dict[str, Any]:
+    """The object in a file of at most `max_bytes`, with about `max_values` values and keys; raises InputRefused.
+
+    A value takes up to thirty times as much memory as its text: megabytes of `{},` are gigabytes.
+    """
     try:
         with path.open("rb") as file:
             data = file.read(max_bytes + 1)
@@ -27,6 +32,8 @@ def read_json_object(path: Path, place: str, *, max_bytes: int, max_depth: int, 
         refuse(place, str(error.strerror), expected="a readable file", remedy=remedy, cause=error)
     if len(data) > max_bytes:
         refuse(place, f"more than {max_bytes:,} bytes", expected="a file as transformers writes it", remedy=remedy)
+    if max_values is not None and (values := sum(map(data.count, (b",", b":", b"[", b"{")))) > max_values:
+        refuse(place, f"{values:,} values", expected=f"at most {max_values:,}", remedy=remedy)
     return parse_json_object(data, place, max_depth=max_depth, remedy=remedy)
 
 

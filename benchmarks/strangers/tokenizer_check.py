@@ -23,8 +23,10 @@ from benchmarks.strangers.tokenizer_parts import (
     post_processors,
 )
 
-MAX_SETTINGS_BYTES = 16 << 20
+MAX_SETTINGS_BYTES = 2 << 20
 MAX_BYTES = 64 << 20
+VALUES_PER_TOKEN = 12  # of tokenizer.json: a token with its id, and the merges, of which some have twice as many
+MORE_VALUES = 200_000  # added tokens and all the rest
 MAX_ADDED = 4096  # tokens beside those of the model
 MAX_TOKEN_LENGTH = 512  # characters
 ROLES = ("bos_token", "eos_token", "cls_token", "sep_token", "mask_token", "pad_token", "unk_token")
@@ -67,7 +69,8 @@ _MODELS: dict[str, dict[str, Rule]] = {  # besides type, vocab and merges
 def checked_tokenizer(folder: Path, vocab_size: int) -> ScoringTokenizer:
     """The tokenizer of a folder, whose ids are all below `vocab_size`; raises InputRefused."""
     path = folder / TOKENIZER
-    told = read_json_object(path, str(path), max_bytes=MAX_BYTES, max_depth=12, remedy=REMEDY)
+    most = VALUES_PER_TOKEN * vocab_size + MORE_VALUES
+    told = read_json_object(path, str(path), max_bytes=MAX_BYTES, max_depth=12, max_values=most, remedy=REMEDY)
     names = special_tokens(folder)
     return built_tokenizer(rebuilt(told, str(path), vocab_size=vocab_size), names, str(path), vocab_size=vocab_size)
 

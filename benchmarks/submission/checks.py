@@ -19,6 +19,7 @@ from corpora.errors import InputRefused, suggestion
 from corpora.storage import MANIFEST
 
 MOST_NAMES = 20  # that a message lists
+MOST_LETTERS = 96  # of a model's name, as on the hub
 Texts = Sequence[Sequence[str]]  # for each item those that may be chosen
 
 
@@ -65,8 +66,9 @@ def task_problems(
 
 def _run_problems(run: SubmittedRun, year: Year) -> Iterator[str]:
     """The name, the limits of the track, and what is said about data and teachers."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run.name):
-        yield f"name: {run.name!r} is no file name; expected letters, digits, '-' and '_'; rename the submission"
+    if not re.fullmatch(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MOST_LETTERS - 1}}}", run.name):
+        expected = f"up to {MOST_LETTERS} letters, digits, '-' and '_'"
+        yield f"name: {run.name!r} is no file name; expected {expected}; rename the submission"
     elif year.layout == "folders" and Path(run.name).stem != run.name:
         cut = Path(run.name).stem
         yield f"name: {run.name!r} holds a dot: pipelines look for {cut!r}; expected none; rename the submission"
@@ -148,18 +150,16 @@ def _uid_problems(
         texts = None if items is None else items.get(uid, ())
         if number is None and texts is not None:
             number = len(texts)
+        at = f"{place}.{_printable(uid)}"
         if uid not in by_uid:
-            yield f"{place}.{uid}: missing; expected {number or 'its'} predictions; score the task with the year's data"
+            yield f"{at}: missing; expected {number or 'its'} predictions; score the task with the year's data"
             continue
         found = len(by_uid[uid])
         if found == 0 or (number is not None and found != number):
-            yield (
-                f"{place}.{uid}: {found} predictions; expected {number or 'at least one'}; "
-                "score the task with the year's data"
-            )
+            yield f"{at}: {found} predictions; expected {number or 'at least one'}; score the task with the year's data"
         elif texts is not None and len(texts) != found:
-            yield f"{place}.{uid}: {found} predictions of {len(texts)} items; expected one each; give the same data"
-        yield from _row_problems(f"{place}.{uid}", by_uid[uid], task, uid, texts)
+            yield f"{at}: {found} predictions of {len(texts)} items; expected one each; give the same data"
+        yield from _row_problems(at, by_uid[uid], task, uid, texts)
 
 
 def _row_problems(place: str, rows: Sequence[Any], task: Task, uid: str, texts: Texts | None) -> Iterator[str]:
@@ -198,7 +198,13 @@ def _score_problems(place: str, scores: Mapping[str, Mapping[str, float | None]]
 
 def _unknown(place: str, name: str, what: str, known: Collection[str]) -> str:
     expected = ", ".join(known) if len(known) <= MOST_NAMES else f"one of {len(known)} names"
-    return f"{place}{name}: not {what}{suggestion(name, known)}; expected {expected or 'none'}; rename or remove it"
+    near = suggestion(name, known)
+    return f"{place}{_printable(name)}: not {what}{near}; expected {expected or 'none'}; rename or remove it"
+
+
+def _printable(name: str) -> str:
+    """A name of somebody's data in one line of a message."""
+    return name if name.isprintable() else ascii(name)
 
 
 def _score_names(year: Year) -> dict[str, tuple[str, ...]]:

@@ -50,7 +50,7 @@ def submission_fingerprint(
 ) -> dict[str, Any]:
     """Every input that affects the bytes of a submission; `models` by revision."""
     return {
-        "run": _described(run),
+        "run": described_run(run),
         "year": _json_digest(asdict(year)),
         "models": {name: model.digest for name, model in models.items()},
         "predictions": {
@@ -68,7 +68,7 @@ def submission_facts(
     """What a reader of the submission wants to know, with the source of every rule that was applied."""
     track = year.tracks[run.track]
     return {
-        **_described(run),
+        **described_run(run),
         "models": {
             name: {"words_seen": _words(run, name), "digest": model.digest, "files": dict(model.digests)}
             for name, model in models.items()
@@ -106,7 +106,7 @@ def read_submission(folder: Path) -> Manifest:
     return manifest
 
 
-def _described(run: SubmittedRun) -> dict[str, Any]:
+def described_run(run: SubmittedRun) -> dict[str, Any]:
     """The run in plain values, without the places of its folders."""
     described = asdict(run)
     del described["model"], described["checkpoints"]

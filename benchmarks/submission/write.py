@@ -25,14 +25,15 @@ from benchmarks.submission.manifest import (
     KIND,
     LOCK,
     ModelFiles,
+    described_run,
     model_files,
     read_submission,
     submission_facts,
     submission_fingerprint,
 )
 from benchmarks.submission.submitted_run import Answers, Predictions, SubmittedRun
-from corpora.errors import InputRefused
-from corpora.storage import Manifest, locked, new_folder, read_manifest
+from corpora.errors import InputRefused, describe_differences
+from corpora.storage import Manifest, canonical_json, locked, new_folder, read_manifest
 
 # what the surprisals of a pipeline that gives no context say instead of it
 BEGIN_ALONE = "BOS_ONLY"
@@ -58,12 +59,30 @@ def write_submission(run: SubmittedRun, answers: Answers, out: Path, *, year: Ye
         if found is not None:
             found.require(KIND, fingerprint)
             return read_submission(out)
-        _require_ours(out, planned)
+        _require_ours(out, planned.__contains__)
         with new_folder(out, kind=KIND, fingerprint=fingerprint) as writer:
             for name, contents in planned.items():
                 writer.write(name, contents())
             writer.facts |= submission_facts(run, answers, year, models)
     return read_submission(out)
+
+
+def require_free(out: Path, run: SubmittedRun) -> None:
+    """Raise InputRefused for a place that will not take the submission of a run, as far as its scores do not matter."""
+    if out.exists() and not out.is_dir():
+        raise InputRefused(f"{out}: a file stands where a folder is needed; expected none; move it away")
+    manifest = read_manifest(out)
+    if manifest is None:
+        _require_ours(out, lambda name: name.removeprefix(".").startswith(_beginnings(run)))
+        return
+    if manifest.kind != KIND:
+        raise InputRefused(f"{out}: holds a {manifest.kind}; expected an empty folder; name another one with --out")
+    there, here = manifest.fingerprint["run"], json.loads(canonical_json(described_run(run)))
+    if there != here:
+        raise InputRefused(
+            f"{out}: holds another submission: {describe_differences(there, here)}; expected this one, or an empty "
+            "folder; name another one with --out"
+        )
 
 
 def collated(run: SubmittedRun, answers: Answers, year: Year) -> dict[str, Any]:
@@ -180,10 +199,15 @@ def _file_bytes(path: Path) -> bytes | memoryview:
     return np.memmap(path, np.uint8, mode="r").data if path.stat().st_size else b""
 
 
-def _require_ours(out: Path, planned: Mapping[str, Contents]) -> None:
+def _beginnings(run: SubmittedRun) -> tuple[str, ...]:
+    """How the names of all files of a submission begin, in any year."""
+    return f"{results_folder(run)}/", "checkpoints/", f"{run.name}_textonly_", "all_predictions.json"
+
+
+def _require_ours(out: Path, is_ours: Callable[[str], bool]) -> None:
     """A folder without a manifest may hold what an interrupted writing left, and nothing else."""
     there = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    if foreign := sorted(there - set(planned) - {LOCK}):
+    if foreign := sorted(name for name in there - {LOCK} if not is_ours(name)):
         raise InputRefused(
             f"{out}: holds {foreign[0]}, which is no part of a submission ({len(foreign)} such files); "
             "expected an empty folder; name another one"

@@ -68,7 +68,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, str, Mapping[str, Any]]]:
 def _require_columns(path: Path, row: Mapping[str, Any], names: list[str]) -> None:
     for name in names:
         if name not in row:
-            known = ", ".join(map(str, row))
+            known = ", ".join(name if name.isprintable() else ascii(name) for name in map(str, row))
             raise InputRefused(
                 f"{path}: no column {name!r}; expected one of {known}{suggestion(name, map(str, row))}; name the "
                 "columns with --good, --bad and --group"

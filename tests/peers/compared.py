@@ -25,17 +25,15 @@ TOLERANCE = 1e-3  # nats, of a score
 ROWS = generated_pairs(4, 20)
 SENTENCES = [row[key] for rows in ROWS.values() for row in rows for key in ("sentence_good", "sentence_bad")]
 PAIRS = [Request("", sentence) for sentence in SENTENCES]  # good and bad in turn
-# as EWoK asks: two continuations of one context
-CONTINUED = [
-    Request(context.text, " " + request.text)
-    for context, number in zip(PAIRS[::2], range(0, len(PAIRS), 2), strict=True)
-    for request in PAIRS[number - 2 :][:2]
-]
+# as EWoK asks: two continuations of one context, the good sentence of the pair before
+CONTINUED = [Request(SENTENCES[number - number % 2 - 2], " " + sentence) for number, sentence in enumerate(SENTENCES)]
+# most words are several of its tokens; peers make logits of every position, so that more would take minutes
+SIZES = RandomModel(num_layers=3, hidden_size=96, num_heads=3, vocab_size=1024, types=400, spread=0.3)
 
 
 def saved_model(folder: Path, objective: Objective, *, begins: bool = False) -> Path:
-    """A random model in a folder; most words are several tokens of its tokenizer."""
-    return save_random_model(folder, objective, RandomModel(types=400), SENTENCES, begins=begins)
+    """A random model in a folder."""
+    return save_random_model(folder, objective, SIZES, SENTENCES, begins=begins)
 
 
 def saved_pairs(folder: Path) -> list[Path]:
@@ -50,9 +48,9 @@ def our_scores(folder: Path, requests: Sequence[Request], protocol: Protocol) ->
     return Scorer("ours", (candidate,), read_scoring_tokenizer(folder), protocol, 4096).scores(requests)
 
 
-def their_scores(peer: Peer, requests: Sequence[Request], **options: str) -> np.ndarray:
-    """A peer's scores."""
-    return np.array(peer.scores(requests, **options)["scores"])  # type: ignore[arg-type]
+def their_scores(peer: Peer, requests: Sequence[Request], *, pll: str = "original") -> np.ndarray:
+    """A peer's scores, float64 [requests]."""
+    return np.array(peer.scores(requests, pll=pll)["scores"])
 
 
 def require_equal(ours: np.ndarray, theirs: np.ndarray) -> None:
