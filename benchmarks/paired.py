@@ -65,8 +65,9 @@ def paired_estimate(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> PairedE
     with the seeds' part as Welch has it and degrees of freedom by Satterthwaite. With as many seeds on both sides it is
     right or conservative, its standard error at most sqrt(2) times too large, because what is neither the seed's nor
     the item's is counted in both parts; of 2 seeds against 8 it called 7 % of equal systems different where 5 % were
-    asked for, as Welch's degrees of freedom do (9 %). The multi-bootstrap over seeds and items (Sellam et al. 2021, arXiv 2106.16163) answers the same question for
-    many seeds; of two or three it calls equal systems different up to three times too often.
+    asked for, as Welch's degrees of freedom do (9 %). The multi-bootstrap over seeds and items (Sellam et al. 2021,
+    arXiv 2106.16163) answers the same question for many seeds; of two or three it calls equal systems different up to
+    three times too often.
 
     Two items are added before the items' part is taken, one that A wins alone and one that B does, shared equally by
     the paradigms: with one paradigm and one seed each this is the interval of Bonett and Price (2012, Journal of
