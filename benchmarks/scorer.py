@@ -71,7 +71,7 @@ def candidate_from_model(
 
     In bf16 a copy of the network answers, whose weights and features have that type; log-probabilities are fp32.
     """
-    answering = model if precision == "fp32" else copy.deepcopy(model).bfloat16()
+    answering = model if precision == "fp32" else _in_bf16(model)
     device = next(model.parameters()).device
 
     def answer(features: Callable[[], Tensor], wanted_BT: Tensor) -> Tensor:
@@ -105,6 +105,16 @@ def candidate_from_model(
         best_tokens=CPU_CAUSAL_TOKENS if on_cpu and objective == "causal" else None,
         tree_log_probs=tree_log_probs if objective == "causal" and reads_trees(model) else None,
     )
+
+
+def _in_bf16(model: LanguageModel) -> LanguageModel:
+    """A copy whose weights are rounded; rotary angles stay fp32, as in training: of 400 positions they would be off."""
+    rounded = copy.deepcopy(model).bfloat16()
+    for name, buffer in model.named_buffers():
+        if name.endswith("inv_freq"):
+            owner, _, own_name = name.rpartition(".")
+            setattr(rounded.get_submodule(owner), own_name, buffer.clone())
+    return rounded
 
 
 def target_log_probs(

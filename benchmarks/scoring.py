@@ -89,7 +89,10 @@ class Scorer:
         found: dict[Request, float] = {}
         several = self.team.world_size > 1
         assert self.store is not None or not several, "processes meet in the store"
-        for number, block in enumerate(_blocks(rows[0])):
+        trees = any(part.tree_log_probs is not None for part in self.parts)
+        share = -(-sum(len(row.ids) for of_request in rows[0] for row in of_request) // self.team.world_size)
+        blocks = _blocks(rows[0], alike_together=trees, most_tokens=min(TOKENS_AT_ONCE, share))
+        for number, block in enumerate(blocks):
             if number % self.team.world_size == self.team.rank:
                 asked = [requests[index] for index in block]
                 scores = self._summed(asked, [[of_part[index] for index in block] for of_part in rows])
@@ -147,14 +150,25 @@ def _masked(part: Candidate) -> bool:
     return part.objective == "masked"
 
 
-def _blocks(rows: Sequence[Sequence[ScoredRow]]) -> Iterator[list[int]]:
-    """Numbers of requests that are scored together, longest rows first, so that each block has rows of like length."""
-    block, tokens = [], 0
-    for number in sorted(range(len(rows)), key=lambda index: (-len(rows[index][0].ids), rows[index][0].ids)):
-        block.append(number)
-        tokens += sum(len(row.ids) for row in rows[number])
-        if tokens >= TOKENS_AT_ONCE:
+def _blocks(rows: Sequence[Sequence[ScoredRow]], *, alike_together: bool, most_tokens: int) -> Iterator[list[int]]:
+    """Numbers of requests that are scored together, of about so many tokens.
+
+    Either rows that begin alike stand together, for candidates that read them as trees: sorted by length, the answers
+    to one question would be in several blocks. Or the longest come first, so that a block has rows of like length.
+    Equal rows are never parted, because rows that are scored once tie exactly.
+    """
+
+    def order(number: int) -> tuple[Any, ...]:
+        ids = rows[number][0].ids
+        return (ids,) if alike_together else (-len(ids), ids)
+
+    block: list[int] = []
+    tokens = 0
+    for number in sorted(range(len(rows)), key=order):
+        if tokens >= most_tokens and rows[number] != rows[block[-1]]:
             yield block
             block, tokens = [], 0
+        block.append(number)
+        tokens += sum(len(row.ids) for row in rows[number])
     if block:
         yield block

@@ -75,7 +75,7 @@ class Subject:
 
     @property
     def model(self) -> LanguageModel:
-        """The weights, on the CPU in evaluation mode."""
+        """The weights in evaluation mode, on the CPU until they are scored."""
         return self._loaded[0]
 
     @property
@@ -300,7 +300,7 @@ def subject_scorer(
     subject: Subject, backend: str, config: EvaluationConfig, answers: Path | None, team: Team
 ) -> tuple[Scorer, dict[str, Any]]:
     """The scorer of one mode, and what its scores depend on; `answers`: where these are kept and found again."""
-    protocol, parts = _protocol(config), _parts(subject, backend, config)
+    protocol, parts = _protocol(config), _parts(subject, backend, config, _device(team))
     identity = scoring_identity(  # after the weights are loaded: a stranger's files are checked before they are read
         subject.weights, subject.tokenizer, protocol, backend=backend, precision=config.precision
     )
@@ -308,8 +308,15 @@ def subject_scorer(
     return Scorer(subject.name, parts, subject.tokenizer, protocol, config.max_tokens, store, team), identity
 
 
-def _parts(subject: Subject, backend: str, config: EvaluationConfig) -> tuple[Candidate, ...]:
-    model, name = subject.model, subject.name
+def _device(team: Team) -> torch.device:
+    """Where a process scores: on its own GPU, if there are some."""
+    if isinstance(team, Processes):
+        return team.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _parts(subject: Subject, backend: str, config: EvaluationConfig, device: torch.device) -> tuple[Candidate, ...]:
+    model, name = subject.model.to(device), subject.name
     if isinstance(model, Pretrained) and backend not in (
         model.objective,
         "mntp" if model.objective == "masked" else "",

@@ -17,10 +17,12 @@ from benchmarks.protocol import PROTOCOLS, Protocol
 from benchmarks.request import Request
 from benchmarks.score_store import ScoreStore
 from benchmarks.scored_rows import ScoredRow, scored_rows
-from benchmarks.scorer import Candidate
-from benchmarks.scoring import Scorer, scoring_identity
+from benchmarks.scorer import Candidate, _in_bf16
+from benchmarks.scoring import Scorer, _blocks, scoring_identity
 from benchmarks.scoring_tokenizer import ScoringTokenizer, read_scoring_tokenizer
 from corpora.errors import Damaged, InputRefused
+from corpora.token_ids import TokenIds
+from students.registry import build_model
 
 PAD, BEGIN, END, MASK, CLS, SEP = range(6)
 WORDS = ["[PAD]", "<s>", "</s>", "[MASK]", "[CLS]", "[SEP]", "a", "big", "cat", "s", "sleep"]
@@ -273,3 +275,29 @@ def test_special_tokens_are_read_as_either_file_says(tmp_path: Path) -> None:
 def test_special_tokens_in_a_text_are_text() -> None:
     (row,) = scored_rows([Request("", "<s>")], tiny.byte_tokenizer(), PROTOCOLS["babylm2025"], masked=False)
     assert [identity - 4 for identity in row.ids] == list(b"<s>")
+
+
+def _rows(*ids: tuple[int, ...]) -> list[list[ScoredRow]]:
+    return [[ScoredRow(row, (len(row) - 1,), ((len(row) - 1,),))] for row in ids]
+
+
+def test_equal_rows_are_never_in_two_blocks_and_answers_to_one_question_are_in_one() -> None:
+    long, short = (5, 6, 7, 8, 9), (5, 6)
+    rows = _rows(long, (1, 2, 3), long, (1, 2), (1, 2, 3, 4, 4), long, short)
+    found = {}
+    for alike in (False, True):
+        blocks = list(_blocks(rows, alike_together=alike, most_tokens=6))
+        assert sorted(number for block in blocks for number in block) == list(range(len(rows)))
+        assert sum({0, 2, 5} <= set(block) for block in blocks) == 1
+        found[alike] = [set(block) for block in blocks]
+    assert found[True] == [{3, 1, 4}, {0, 2, 5, 6}]
+    assert found[False] == [{4, 0, 2, 5}, {1, 3, 6}]
+
+
+def test_rotary_angles_stay_as_they_are_in_bf16() -> None:
+    model = build_model(tiny.model_config("llama"), vocab_size=64, token_ids=TokenIds(), seed=0)
+    rounded = _in_bf16(model)
+    angles = {name: buffer for name, buffer in rounded.named_buffers() if name.endswith("inv_freq")}
+    assert angles and all(buffer.dtype == torch.float32 for buffer in angles.values())
+    assert all(torch.equal(buffer, model.get_buffer(name)) for name, buffer in angles.items())
+    assert {parameter.dtype for parameter in rounded.parameters()} == {torch.bfloat16}
