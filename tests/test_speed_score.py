@@ -7,12 +7,13 @@ import math
 import re
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from benchmarks import speed, speed_score
@@ -60,6 +61,14 @@ def no_peers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """No environment of any peer, wherever the tests run."""
     monkeypatch.setenv(ENVIRONMENTS, str(tmp_path / "environments"))
     return tmp_path / "environments"
+
+
+@pytest.fixture(autouse=True)
+def as_many_threads() -> Iterator[None]:
+    """As many threads afterwards as before: the command line sets its own for the whole process."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 def test_scoring_figures_are_measured_at_small_sizes(tmp_path: Path) -> None:
