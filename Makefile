@@ -2,7 +2,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed
 
-.PHONY: .venv quickstart test test-peers peers lint clean
+.PHONY: .venv quickstart test test-peers test-export peers lint clean
 
 .venv: $(STAMP)
 
@@ -46,6 +46,23 @@ test-peers: export HF_HUB_OFFLINE = 1
 test-peers: .venv peers
 	.venv/bin/python -m pytest tests/peers/with_lm_eval.py tests/peers/with_minicons.py
 
+# torch and transformers alone, of the version that the challenge pins and of ours
+EXPORTS := .venv-export/transformers-4.51.3/.installed .venv-export/transformers-current/.installed
+
+$(EXPORTS): .venv-export/%/.installed: tests/export/%.txt constraints.txt
+	@echo "setting up .venv-export/$*: some minutes the first time"
+	$(PYTHON) -m venv .venv-export/$*
+	.venv-export/$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	.venv-export/$*/bin/python -m pip install --quiet --disable-pip-version-check -r tests/export/$*.txt
+	@touch $@
+
+# folders of every architecture answer in both as they do here
+test-export: export OMP_NUM_THREADS ?= 1
+test-export: export TOKENIZERS_PARALLELISM = false
+test-export: export HF_HUB_OFFLINE = 1
+test-export: .venv $(EXPORTS)
+	.venv/bin/python -m pytest tests/export/with_transformers.py
+
 lint: .venv
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -53,5 +70,5 @@ lint: .venv
 
 # the environment and what tools leave behind; runs are yours
 clean:
-	rm -rf .venv .venv-peers build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-export build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

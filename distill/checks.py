@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from corpora.errors import RecipeError, suggestion
 from distill.bounds import Problem, numbers_in_bounds
@@ -98,7 +99,7 @@ def models_are_possible(recipe: Recipe) -> Iterator[Problem]:
         if not model:
             continue
         try:
-            check_model(model)
+            check_model(_with_vocabulary(model, recipe))
         except RecipeError as error:
             key, _, message = str(error).removeprefix("model.").partition(": ")
             yield (*keys, "model", key), message
@@ -128,7 +129,7 @@ def starts_are_possible(recipe: Recipe) -> Iterator[Problem]:
                 yield (*keys, "start"), "says how training begins, and nothing is trained; give model and train too"
             elif run.adapters and run.model:
                 try:
-                    check_adapters(run.adapters, run.model)
+                    check_adapters(run.adapters, _with_vocabulary(run.model, recipe))
                 except RecipeError as error:
                     key, _, message = str(error).removeprefix("adapters.").partition(": ")
                     yield (*keys, "adapters", key), message
@@ -247,3 +248,8 @@ def _runs(recipe: Recipe) -> Iterator[tuple[tuple[str, str], ModelConfig | None,
         yield ("teachers", name), run.model, run.train
     for name, run in recipe.students.items():
         yield ("students", name), run.model, run.train
+
+
+def _with_vocabulary(model: ModelConfig, recipe: Recipe) -> ModelConfig:
+    """The model with the tokenizer's vocabulary, with which ShareBERT's matrices must fit."""
+    return replace(model, vocab_size=recipe.tokenizer.vocab_size) if model.vocab_size is None else model

@@ -312,6 +312,54 @@ def submit(
     submitting.submit(folder, config)
 
 
+@app.command("import")
+def import_(
+    architecture: Annotated[str, typer.Argument(metavar="ARCHITECTURE", help="elc_bert_zero, gpt_bert and so on.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The original's weights: safetensors.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
+    config: Annotated[
+        Path | None, typer.Option(help="The original's sizes, JSON; left out: `config` in FILE's metadata.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="The original's tokenizer.json.")] = None,
+    objective: Annotated[str, typer.Option(help="masked, or of gpt_bert causal.")] = "masked",
+    pickle: Annotated[
+        bool, typer.Option("--pickle", help="FILE was written by torch.save; tensors alone are read.")
+    ] = False,
+) -> None:
+    """Make a published checkpoint a folder that transformers and this toolkit read.
+
+    Every tensor and size that does not fit is named. Another process has
+    loaded the folder by every Auto class before it is there.
+    """
+    reads = _one_of("--objective", objective, "masked", "causal")
+    from distill import importing
+
+    importing.import_checkpoint(
+        architecture,
+        file,
+        out,
+        config=config,
+        tokenizer=tokenizer,
+        objective=reads,  # type: ignore[arg-type]
+        allow_pickle=pickle,
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, or one of its snapshots.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT_DIR", help="A new folder.")],
+) -> None:
+    """Make a run a plain Hugging Face folder, for transformers 4.51.3 and later.
+
+    Another process, which cannot import this toolkit, has loaded it by every
+    Auto class, with the same answers and token ids, before it is there.
+    """
+    from distill import exporting
+
+    exporting.export_run(run, out)
+
+
 @app.command()
 def plan(
     recipe: RecipeFile,

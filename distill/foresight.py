@@ -49,14 +49,14 @@ def _require(project: Project, name: str, model: ModelConfig, train: TrainConfig
             "train.parallel: fsdp divides a model among processes, found 1, needs at least 2; start them with torchrun "
             "--nproc_per_node N -m distill run RECIPE, or set it to ddp"
         )
-    without_decay(_without_memory(model), train.no_decay)
+    without_decay(_without_memory(model, project.corpus.vocab_size), train.no_decay)
     if train.minutes is None:
         stream = project.corpus.streams["train"]
         require_in_run(name, train, plan_run(train, stream, seed=rows_seed(seed)), stream)
 
 
 @cache
-def _without_memory(model: ModelConfig) -> LanguageModel:
+def _without_memory(model: ModelConfig, vocab_size: int) -> LanguageModel:
     """The model on the meta device: names and shapes of its weights."""
     with torch.device("meta"):
-        return check_model(model)(model, vocab_size=len(TokenIds().special), token_ids=TokenIds())
+        return check_model(model)(model, vocab_size=vocab_size, token_ids=TokenIds())

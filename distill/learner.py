@@ -53,7 +53,7 @@ class Learner:
         if config.compile:  # without the loss, whose rows are another number in each step
             self.model.network.base_model.compile()
         heard = {t.number: t.ensemble for t in run.terms if t.config.loss in FEATURE_LOSSES and t.ensemble is not None}
-        projections = feature_projections(run.model.hidden_size, heard, address(run.seed, "projections"))
+        projections = feature_projections(run.model.feature_size, heard, address(run.seed, "projections"))
         self.objective = Objective(self.model, projections.to(processes.device))
         self.average = MovingAverage(self.model, config.average) if config.average is not None else None
         if config.activation_checkpointing:

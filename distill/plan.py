@@ -101,8 +101,8 @@ def plan(recipe: Recipe, *, rate: float | None = None) -> Plan:
     notes = [
         text.note,
         "training: 3 forward passes over all rows; a masked row has targets at 1 of num_folds positions",
-        f"memory: {4 * ITEM_BYTES} bytes a parameter, and L B T (34 D + 5 H T) bytes of activations in bf16 "
-        "(arXiv 2205.05198, eq. 2), twice that in fp32; Python and torch themselves come on top",
+        f"memory: {4 * ITEM_BYTES} bytes a parameter, and activations in bf16, of a plain layer B T (34 D + 5 H T) "
+        "bytes (arXiv 2205.05198, eq. 2), twice that in fp32; Python and torch themselves come on top",
     ]
     if rate is None:
         rate = measured_rate()
@@ -173,7 +173,7 @@ def _students(
     for control in student.controls:
         if control == "best_single_teacher":
             # which one it will be is chosen when they are there; the widest is the dearest to hear
-            widest = [max(group, key=lambda one: one.member.model.hidden_size) for group in _by_term(heard)]
+            widest = [max(group, key=lambda one: one.member.model.feature_size) for group in _by_term(heard)]
             model = _listening(plain, widest, student, cache, text)
         elif control == "no_teacher_equal_flops":
             # a teacher that is taken from another one's run costs that run
@@ -201,9 +201,9 @@ def _listening(
 def _members_bytes(heard: Sequence[Hearing], student: StudentConfig, cache: CacheConfig, text: Text) -> int:
     """A member's head is held once, and once more in each product of several, where heads are joined into one."""
     headed = [one for one in heard if one.member.codec(cache, text).needs_head and not one.compares_features]
-    widths = {one.name: one.member.model.hidden_size for one in headed}
+    widths = {one.name: one.member.model.feature_size for one in headed}
     joined = {
-        (one.term, one.name): one.member.model.hidden_size
+        (one.term, one.name): one.member.model.feature_size
         for one in headed
         if student.terms[one.term].pool == "product" and any(o.term == one.term and o.name != one.name for o in headed)
     }
@@ -245,10 +245,12 @@ def _trained(
 
 
 def _activation_bytes(model: ModelConfig, train: TrainConfig) -> int:
-    """What is kept for the backward pass, arXiv 2205.05198 eq. 2, of the phase that keeps most.
+    """What is kept for the backward pass, of the phase that keeps most.
 
-    Where activations are worked out again, the input of each layer and all of one.
+    Where activations are worked out again, what blocks hand on to others and all of one.
     """
+    from students.registry import activations_per_token
+
     sizes = [
         (max(phase.batch_size or train.batch_size, phase.end_batch_size or 0), phase.seq_len or train.seq_len)
         for phase in phases_of(train)
@@ -257,7 +259,6 @@ def _activation_bytes(model: ModelConfig, train: TrainConfig) -> int:
     found = []
     for rows, length in sizes:
         tokens = min(train.micro_batch_size or rows, rows) * length
-        layer = tokens * (34 * model.hidden_size + 5 * model.num_heads * length)
-        inputs = 2 * tokens * model.hidden_size
-        found.append(layer + model.num_layers * inputs if train.activation_checkpointing else model.num_layers * layer)
+        blocks, states = activations_per_token(model, length)
+        found.append(tokens * (states + max(blocks) if train.activation_checkpointing else sum(blocks)))
     return item * max(found)

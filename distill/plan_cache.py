@@ -53,7 +53,7 @@ class Member:
 
     def head_flops(self, text: Text) -> int:
         """Operations that make one position's logits of its features."""
-        return 2 * text.vocab_size * self.model.hidden_size
+        return 2 * text.vocab_size * self.model.feature_size
 
     def rounds(self, cache: CacheConfig) -> int:
         """Records of each position."""
@@ -67,7 +67,7 @@ class Member:
         """What its records are made by."""
         from teachers.codecs import CODECS
 
-        return CODECS[cache.codec](cache, hidden_size=self.model.hidden_size, vocab_size=text.vocab_size)
+        return CODECS[cache.codec](cache, hidden_size=self.model.feature_size, vocab_size=text.vocab_size)
 
     def record_bytes(self, cache: CacheConfig, text: Text) -> int:
         """Bytes of one record."""
@@ -177,7 +177,7 @@ def live_flops(heard: Sequence[Hearing], student: StudentConfig, cache: CacheCon
 
 def _telling_flops(hearing: Hearing, student: ModelConfig, text: Text) -> int:
     if hearing.compares_features:  # forward, and the gradients of both factors
-        return 3 * 2 * student.hidden_size * hearing.member.model.hidden_size
+        return 3 * 2 * student.feature_size * hearing.member.model.feature_size
     return hearing.member.head_flops(text)
 
 

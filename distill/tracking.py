@@ -23,8 +23,7 @@ from distill.console import Moment, open_display
 from distill.sharding import whole
 from distill.throughput import Meter, comparable_rate, cuda_peak_bytes, forget_cuda_peak, resident_bytes
 from distill.trackers import Identity, close_trackers, flattened, start_trackers
-from students.elc_bert import ElcBert
-from students.modeling_elc_bert import LayerMix
+from students import elc_bert
 
 METRICS, TIMINGS = "metrics.jsonl", "timings.jsonl"
 
@@ -167,11 +166,11 @@ def layer_weights(model: nn.Module) -> dict[str, list[float]] | None:
     By number of the layer, from "0"; the variant `weighted_output` adds "output". None for other architectures. Where
     the weights are sharded all processes must ask, for they are gathered.
     """
-    if not isinstance(model, ElcBert):
+    if not isinstance(model, elc_bert.ElcBert):
         return None
-    mixes = [module for module in model.modules() if isinstance(module, LayerMix)]
     names = [*map(str, range(model.config.num_layers)), "output"]  # the last one is there in one variant only
-    return {name: _softmaxed(mix.prev_layer_weights) for name, mix in zip(names, mixes, strict=False)}
+    rows = enumerate(elc_bert.layer_weights(model, whole).tolist())
+    return {names[number]: row[: number + 1] for number, row in rows}  # as many states as it can read
 
 
 def read_timings(folder: Path) -> tuple[float, int]:
@@ -179,10 +178,6 @@ def read_timings(folder: Path) -> tuple[float, int]:
     lines = (folder / TIMINGS).read_text().splitlines()
     records = [json.loads(line) for line in lines]
     return sum(record["seconds"] for record in records), sum(record["tokens"] for record in records)
-
-
-def _softmaxed(weights: torch.Tensor) -> list[float]:
-    return whole(weights).detach().float().softmax(0).tolist()
 
 
 def _whole_lines(path: Path) -> int:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from corpora.errors import InputRefused, RecipeError, describe_differences
 from corpora.token_ids import TokenIds
-from students.buildable import Buildable
+from students.buildable import Buildable, default_if_none
 from students.config import AdapterConfig, ModelConfig
 from students.registry import ARCHITECTURES, check_model
 from students.run_folder import load_model
@@ -54,11 +54,13 @@ def start_from(model: Buildable, folder: Path) -> None:
 def check_adapters(config: AdapterConfig, model: ModelConfig) -> None:
     """Raise RecipeError, in one line, when a model of these sizes cannot have such adapters.
 
-    Builds the model without memory for its weights, and needs no peft: this is for the door.
+    Builds the model without memory for its weights, and needs no peft: this is for the door. Of ShareBERT that takes a
+    `vocab_size`, from which its matrices are carved.
     """
     _check_numbers(config)
     with torch.device("meta"):
-        built = check_model(model)(model, vocab_size=len(TokenIds().special), token_ids=TokenIds())
+        vocab_size = default_if_none(model.vocab_size, len(TokenIds().special))
+        built = check_model(model)(model, vocab_size=vocab_size, token_ids=TokenIds())
     _chosen_layers(built.network, config.targets)
 
 

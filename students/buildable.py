@@ -1,6 +1,6 @@
 """What an architecture of ours owes beyond features and a head: it is built, counted and saved from a ModelConfig.
 
-Axes: D hidden, V vocabulary.
+Axes: T positions, D hidden, H heads, V vocabulary.
 """
 
 from __future__ import annotations
@@ -16,12 +16,33 @@ from corpora.token_ids import TokenIds
 from students.config import ModelConfig
 from students.language_model import LanguageModel
 
+# fields of ModelConfig that every architecture reads
+FIELDS_OF_ALL = (
+    "architecture",
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "intermediate_size",
+    "vocab_size",
+    "max_positions",
+    "tie_word_embeddings",
+    "attention_dropout",
+    "norm_eps",
+)
+
 
 class ForwardFlops(NamedTuple):
     """Floating-point operations of a forward pass, a multiplication and an addition counted as two."""
 
     body: int  # for each token read
     head: int  # for each position whose logits are computed
+
+
+class Activations(NamedTuple):
+    """Bytes of activations in bf16 that the backward pass needs, for each token of a row."""
+
+    blocks: list[int]  # of each block that activation checkpointing wraps
+    states: int  # what blocks hand on to later ones: kept even where the rest is worked out again
 
 
 class Buildable(LanguageModel):
@@ -69,6 +90,15 @@ class Buildable(LanguageModel):
         """Operations of matrix products for rows of `seq_len` tokens; attention counts every pair of positions."""
 
     @classmethod
+    def activations(cls, config: ModelConfig, seq_len: int) -> Activations:
+        """Layers of attention and of a feed-forward network of 4 D: 34 D + 5 H T, each reading the one before it.
+
+        An estimate: what dropout and the kernels of a device keep moves it by half either way.
+        """
+        layer = attention_activations(config, seq_len) + 21 * config.hidden_size
+        return Activations(config.num_layers * [layer], config.num_layers * 2 * config.hidden_size)
+
+    @classmethod
     def check(cls, config: ModelConfig) -> None:
         """Raise RecipeError, in one line, when no model can be built from `config`."""
         for name in ("num_layers", "hidden_size", "num_heads", "intermediate_size", "vocab_size", "max_positions"):
@@ -90,6 +120,16 @@ class Buildable(LanguageModel):
                     f"model.{name}: found {getattr(config, name)}, but {config.architecture} has none; remove it"
                 )
         cls.check_shape(config)
+
+
+def attention_activations(config: ModelConfig, seq_len: int) -> int:
+    """13 D + 5 H T bytes for each token: attention, its norm and dropout in bf16 (arXiv 2205.05198, eq. 2)."""
+    return 13 * config.hidden_size + 5 * config.num_heads * seq_len
+
+
+def all_fields_but(*used: str) -> tuple[str, ...]:
+    """Fields of ModelConfig that mean nothing to an architecture that reads only these, beside those that all read."""
+    return tuple(field.name for field in fields(ModelConfig) if field.name not in (*FIELDS_OF_ALL, *used))
 
 
 def default_if_none(value: Any, default: Any) -> Any:

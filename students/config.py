@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Architecture = Literal["llama", "gptj", "elc_bert"]
+Architecture = Literal["llama", "gptj", "gpt2", "elc_bert", "ltg_bert", "gpt_bert", "lv_bert", "share_bert"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,19 +17,36 @@ class ModelConfig:
     hidden_size: int
     num_heads: int
     num_kv_heads: int | None = None  # llama: key-value heads; null: num_heads
-    intermediate_size: int | None = (
-        None  # FFN width; null: llama 8/3 D and elc_bert 8/3 D (to a multiple of 8), gptj 4 D
-    )
+    # FFN width; null: llama, elc_bert and ltg_bert 8/3 D, gpt_bert 10/3 D (to a multiple of 8), gptj, gpt2 and
+    # lv_bert 4 D, share_bert 2 D
+    intermediate_size: int | None = None
     vocab_size: int | None = None  # types; null: the tokenizer's. A number that differs from the tokenizer's is refused
     max_positions: int = 512  # longest row in tokens
-    tie_word_embeddings: bool | None = None  # null: llama false, gptj true, elc_bert true (always)
+    # null: llama false, gptj and gpt2 true; share_bert is never tied, the other berts always
+    tie_word_embeddings: bool | None = None
     dropout: float = 0.0  # on embeddings and residual branches (llama has none)
     attention_dropout: float = 0.0  # on attention probabilities
-    norm_eps: float | None = None  # null: llama 1e-6, gptj 1e-5, elc_bert 1e-7
+    # null: llama 1e-6, gptj, gpt2, gpt_bert and share_bert 1e-5, elc_bert and ltg_bert 1e-7, lv_bert 1e-12
+    norm_eps: float | None = None
     rope_theta: float = 10_000.0  # llama: base of the rotary angles
     rotary_dim: int | None = None  # gptj: rotated dimensions of a head; null: min(64, head size)
     variant: Literal["base", "zero", "normalized", "weighted_output"] = "zero"  # elc_bert (arXiv 2311.02265)
-    position_buckets: int = 32  # elc_bert: size of the log-bucket relative position table
+    # elc_bert, ltg_bert and gpt_bert: size of the log-bucket relative position table
+    position_buckets: int = 32
+    attention_gate: bool = True  # gpt_bert: GELU gates on what attention reads (arXiv 2410.24159)
+    layer_average: bool = True  # gpt_bert: every block reads a learned average over depth; with neither it is plain
+    # lv_bert (arXiv 2106.11740): a letter for each sublayer, two in one of num_layers: D dynamic convolution, S
+    # self-attention, F feed-forward; null: the published list, whose num_layers is 12
+    layers: str | None = None
+    embedding_size: int | None = None  # lv_bert: width of tables and features; null: hidden_size
+    factor_size: int | None = None  # share_bert: width of the table of words; null: 3/16 D
+    encoder_ln_mode: Literal["pre-ln", "post-ln"] = "pre-ln"  # share_bert: norms before or after the sublayers
+    layer_norm_type: Literal["pytorch", "rms_norm"] = "pytorch"  # share_bert: kind of all its norms
+
+    @property
+    def feature_size(self) -> int:
+        """Width of the features, which meet the output embedding."""
+        return self.embedding_size or self.hidden_size
 
 
 @dataclass(frozen=True, kw_only=True)

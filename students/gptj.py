@@ -1,19 +1,38 @@
 """GPT-J: the second causal teacher, through transformers (the block of EleutherAI's GPT-J-6B at any size).
 
-Axes: B rows, T positions, D hidden, F feed-forward width, V vocabulary.
+Axes: B rows, T positions, H heads, E features of a head, D hidden, F feed-forward width, V vocabulary.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from transformers import GPTJConfig, GPTJForCausalLM
+from transformers.models.gptj.modeling_gptj import GPTJAttention
 
 from corpora.errors import InputRefused, RecipeError
 from corpora.token_ids import TokenIds
-from students.attention import additive_mask, attention_mask, positions_in_segments
-from students.buildable import Buildable, ForwardFlops, default_if_none
+from students.attention import SDPA, attention_mask, one_segment_per_row, positions_in_segments, sdpa
+from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none
 from students.config import ModelConfig
+from students.gpt2 import require_positions
 from students.head import Head
+
+
+class SdpaAttention(GPTJAttention):
+    """transformers' GPT-J attention, which is written out there alone, by torch's kernel.
+
+    Elsewhere a saved model is a plain GPT-J with the same weights; the outputs differ by rounding.
+    """
+
+    def _attn(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None = None
+    ) -> tuple[Tensor, None]:
+        """What each query reads, [B, H, T, E], and no probabilities."""
+        dropout = self.attn_dropout.p if self.training else 0.0
+        read_BTHE, _ = sdpa(self, query, key, value, attention_mask, dropout=dropout, scaling=1 / self.scale_attn)
+        return read_BTHE.transpose(1, 2), None
 
 
 class GptJ(Buildable):
@@ -23,16 +42,29 @@ class GptJ(Buildable):
     network_class = GPTJForCausalLM
     config_class = GPTJConfig
     causal_head = True
-    unused_fields = ("num_kv_heads", "rope_theta", "variant", "position_buckets")  # the angles' base is always 10,000
+    unused_fields = all_fields_but("dropout", "rotary_dim")  # the angles' base is always 10,000
+
+    def __init__(self, config: ModelConfig, **known: Any) -> None:
+        """Build the network of transformers, and give its attention the kernel that it comes without."""
+        super().__init__(config, **known)
+        for module in self.network.modules():
+            if isinstance(module, GPTJAttention):
+                module.__class__ = SdpaAttention  # weights, their names and the class of the whole stay
+        self.network.config._attn_implementation = SDPA  # whose masks are of True and False, or none where causal
 
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:
-        """Output of the final norm, [B, T, D]; documents are at most `max_positions` tokens long."""
+        """Output of the final norm, [B, T, D]; positions restart with the document.
+
+        Raises ValueError for a document that is longer than `max_positions`.
+        """
+        one_document = one_segment_per_row(segments_BT)
+        positions_BT = None if one_document else positions_in_segments(segments_BT)
+        require_positions(positions_BT, input_ids_BT.shape[1], self.config.max_positions)
+        assert self.network.config._attn_implementation == SDPA, "attention written out would add True as a number"
+        # without a mask scaled_dot_product_attention is causal itself
+        mask_B1TT = None if causal and one_document else attention_mask(segments_BT, causal)
         outputs = self.network.transformer(
-            input_ids_BT,
-            # GPT-J has eager attention alone, which adds the mask to the scores: a bool mask would add ones
-            attention_mask=additive_mask(attention_mask(segments_BT, causal)),
-            position_ids=positions_in_segments(segments_BT),
-            use_cache=False,
+            input_ids_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False
         )
         return outputs.last_hidden_state
 

@@ -19,7 +19,7 @@ class Sizes(Protocol):
     """What is known of every model; a ModelConfig says it all, and more."""
 
     @property
-    def hidden_size(self) -> int:
+    def feature_size(self) -> int:
         """Width of the features."""
         ...
 

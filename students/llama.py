@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from corpora.errors import InputRefused, RecipeError
 from corpora.token_ids import TokenIds
 from students.attention import SDPA, attention_mask, one_segment_per_row, positions_in_segments
-from students.buildable import Buildable, ForwardFlops, default_if_none, gated_ffn_width
+from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none, gated_ffn_width
 from students.config import ModelConfig
 from students.head import Head
 
@@ -25,7 +25,7 @@ class Llama(Buildable):
     network_class = LlamaForCausalLM
     config_class = LlamaConfig
     causal_head = True
-    unused_fields = ("dropout", "rotary_dim", "variant", "position_buckets")
+    unused_fields = all_fields_but("num_kv_heads", "rope_theta")
 
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:
         """Output of the final norm, [B, T, D]."""

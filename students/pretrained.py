@@ -45,7 +45,7 @@ LOADERS: dict[Objective, tuple[Any, Mapping[Any, Any]]] = {
 class PretrainedSizes:
     """What the toolkit asks of a model whose architecture it does not know."""
 
-    hidden_size: int  # of the features
+    feature_size: int  # width of the features
     max_positions: int  # longest row in tokens
 
 
@@ -84,11 +84,11 @@ class Pretrained(LanguageModel):
         finally:
             catching.remove()
         features_BTD, self._caught_BTD = self._caught_BTD, None
-        if features_BTD is None or features_BTD.shape != (*input_ids_BT.shape, self.config.hidden_size):
+        if features_BTD is None or features_BTD.shape != (*input_ids_BT.shape, self.config.feature_size):
             found = "nothing" if features_BTD is None else f"shape {tuple(features_BTD.shape)}"
             raise InputRefused(
                 f"{self._place}: {found} meets the output embedding of {type(self.network).__name__}, expected "
-                f"{(*input_ids_BT.shape, self.config.hidden_size)}; choose another model"
+                f"{(*input_ids_BT.shape, self.config.feature_size)}; choose another model"
             )
         return features_BTD
 

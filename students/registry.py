@@ -6,16 +6,26 @@ import torch
 
 from corpora.errors import RecipeError
 from corpora.token_ids import TokenIds
-from students.buildable import Buildable, ForwardFlops
+from students.buildable import Activations, Buildable, ForwardFlops
 from students.config import ModelConfig
 from students.elc_bert import ElcBert
+from students.gpt2 import Gpt2
+from students.gpt_bert import GptBert
 from students.gptj import GptJ
 from students.llama import Llama
+from students.ltg_bert import LtgBert
+from students.lv_bert import LvBert
+from students.share_bert import ShareBert
 
 ARCHITECTURES: dict[str, type[Buildable]] = {
     "llama": Llama,
     "gptj": GptJ,
+    "gpt2": Gpt2,
     "elc_bert": ElcBert,
+    "ltg_bert": LtgBert,
+    "gpt_bert": GptBert,
+    "lv_bert": LvBert,
+    "share_bert": ShareBert,
 }
 
 
@@ -56,3 +66,8 @@ def parameter_count(config: ModelConfig, vocab_size: int) -> int:
 def forward_flops_per_token(config: ModelConfig, vocab_size: int, seq_len: int) -> ForwardFlops:
     """Operations of one forward pass for each token of rows of `seq_len`; a backward pass takes twice as many."""
     return check_model(config).forward_flops(config, vocab_size, seq_len)
+
+
+def activations_per_token(config: ModelConfig, seq_len: int) -> Activations:
+    """Bytes of activations in bf16 that are kept for the backward pass, for each token of rows of `seq_len`."""
+    return check_model(config).activations(config, seq_len)

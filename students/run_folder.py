@@ -11,6 +11,7 @@ The caller adds the tokenizer's files, so that AutoTokenizer works on the same f
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from corpora.errors import Damaged, InputRefused, RecipeError
 from corpora.storage import FolderWriter, Manifest, read_json, read_manifest
@@ -37,17 +39,20 @@ GENERATION_CONFIG = "generation_config.json"
 
 def save_model(writer: FolderWriter, model: Buildable) -> None:
     """Write the files of `model`; equal models give equal bytes. Raises NoRoom when they do not fit."""
-    weights = safetensors.torch.save(stored_weights(model), metadata={"format": "pt"})
-    writer.write(WEIGHTS, weights)
-    writer.write_json(NETWORK_CONFIG, network_config_json(model))
+    save_network(writer, model.network, model.source_files)
     writer.write_json(MODEL_CONFIG, model_config_json(model))
-    for name in model.source_files:
+
+
+def save_network(writer: FolderWriter, network: PreTrainedModel, source_files: Sequence[str]) -> None:
+    """Write the files that transformers needs; `source_files` are the modelling files that travel with the network."""
+    weights = safetensors.torch.save(stored_weights(network), metadata={"format": "pt"})
+    writer.write(WEIGHTS, weights)
+    writer.write_json(NETWORK_CONFIG, network_config_json(network))
+    for name in source_files:
         writer.write(name, Path(__file__).with_name(name).read_bytes())
-    if model.causal_head:
-        ids = model.token_ids
-        writer.write_json(
-            GENERATION_CONFIG, {"bos_token_id": ids.begin, "eos_token_id": ids.end, "pad_token_id": ids.pad}
-        )
+    if network.can_generate():
+        names = ("bos_token_id", "eos_token_id", "pad_token_id")
+        writer.write_json(GENERATION_CONFIG, {name: getattr(network.config, name) for name in names})
 
 
 def load_model(folder: Path) -> LanguageModel:
@@ -66,22 +71,22 @@ def load_model(folder: Path) -> LanguageModel:
     return _load_from_hugging_face(folder)
 
 
-def stored_weights(model: Buildable) -> dict[str, Tensor]:
-    """The network's state by name, without the second names of tied weights, contiguous and on the CPU."""
-    tied = model.network.all_tied_weights_keys  # second name: the name it is stored under
-    state = model.network.state_dict()
+def stored_weights(network: PreTrainedModel) -> dict[str, Tensor]:
+    """A network's state by name, without the second names of tied weights, contiguous and on the CPU."""
+    tied = network.all_tied_weights_keys  # second name: the name it is stored under
+    state = network.state_dict()
     return {name: state[name].detach().cpu().contiguous() for name in sorted(state) if name not in tied}
 
 
-def network_config_json(model: Buildable) -> dict[str, Any]:
+def network_config_json(network: PreTrainedModel) -> dict[str, Any]:
     """The configuration as transformers stores it, in words that its versions 4 and 5 both read right."""
-    config = model.network.config.to_dict()
-    dtype = str(next(model.network.parameters()).dtype).removeprefix("torch.")
-    config |= {"architectures": [model.network_class.__name__], "dtype": dtype, "torch_dtype": dtype}
+    config = network.config.to_dict()
+    dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+    config |= {"architectures": [type(network).__name__], "dtype": dtype, "torch_dtype": dtype}
     if rope := config.get("rope_parameters"):
         config["rope_theta"] = rope["rope_theta"]  # version 4 looks here, and silently takes 10,000 when it is missing
-    if model.auto_map:
-        config["auto_map"] = model.auto_map
+    if auto_classes := getattr(network.config, "auto_classes", None):  # of configurations of ours
+        config["auto_map"] = auto_classes
     return config
 
 
@@ -154,6 +159,8 @@ def _build_from_hugging_face(described: dict[str, Any], path: Path) -> Buildable
             begin=default_if_none(network_config.bos_token_id, ids.begin),
             end=default_if_none(network_config.eos_token_id, ids.end),
         )
+        if max(token_ids.special) >= network_config.vocab_size:  # GPT-2's own ids beside a smaller vocabulary
+            return None
         return build_model(config, vocab_size=network_config.vocab_size, token_ids=token_ids, seed=0)
     except (TypeError, ValueError) as error:  # RecipeError and InputRefused are ValueErrors too
         raise InputRefused(f"{path}: {error}") from error

@@ -25,7 +25,7 @@ class LiveTeacher:
     @property
     def hidden_size(self) -> int:
         """Width of the model's features."""
-        return self.model.config.hidden_size
+        return self.model.config.feature_size
 
     def answer(
         self, batch: Batch, device: torch.device, *, draw: int = 0, dtype: torch.dtype = torch.float32

@@ -230,7 +230,7 @@ def test_what_cannot_be_asked_is_refused(
 
 def test_a_model_that_answers_nan_is_invalid(run_dir: Path, text: Path, tmp_path: Path) -> None:
     def spoil(state: dict[str, torch.Tensor]) -> None:
-        state["transformer.wpe.weight"][40] = 3e38  # no sentence is so long
+        state["model.decoder.embed_positions.weight"][40] = 3e38  # no sentence is so long
 
     code, lines = cuvee("score", str(stranger(tmp_path / "guest", run_dir, spoil)), "--text", str(text))
     assert code == 6 and "held_out.jsonl:1: log-likelihood nan" in lines[0]

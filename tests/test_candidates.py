@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from test_choice_files import LINES, write
 from test_end_to_end import SMOKE, cuvee
 from tokenizers import Tokenizer
-from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import OPTConfig, OPTForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.protocol import PROTOCOLS
 from benchmarks.request import Request
@@ -175,12 +175,13 @@ def test_systems_are_compared_by_their_verdicts(run_dir: Path, data: Path, tmp_p
 def stranger(
     folder: Path, run_dir: Path, spoil: Callable[[dict[str, torch.Tensor]], None] = lambda state: None
 ) -> Path:
-    """A GPT-2 of somebody else, as transformers saves it."""
+    """An OPT of somebody else, as transformers saves it."""
     tokenizer = Tokenizer.from_file(str(run_dir / "tokenizer" / "tokenizer.json"))
     size = tokenizer.get_vocab_size()
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=size, bos_token_id=1, eos_token_id=2, **sizes))
+    sizes = {"hidden_size": 16, "word_embed_proj_dim": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    ids = {"vocab_size": size, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    model = OPTForCausalLM(OPTConfig(ffn_dim=32, max_position_embeddings=64, **ids, **sizes))
     model.save_pretrained(folder)
     special = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "mask_token": "<mask>"}
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
@@ -215,10 +216,10 @@ def test_bf16_says_how_far_its_verdicts_agree(
 
 CODE = """
 import os, socket
-from transformers import GPT2Config, GPT2LMHeadModel
-class GuestConfig(GPT2Config):
+from transformers import OPTConfig, OPTForCausalLM
+class GuestConfig(OPTConfig):
     model_type = "guest"
-class Guest(GPT2LMHeadModel):
+class Guest(OPTForCausalLM):
     config_class = GuestConfig
     def __init__(self, config):
         super().__init__(config)
@@ -280,8 +281,8 @@ def test_what_the_code_answers_is_checked(
 
 def test_a_model_that_answers_nan_is_invalid(run_dir: Path, data: Path, tmp_path: Path) -> None:
     def spoil(state: dict[str, torch.Tensor]) -> None:
-        state["transformer.ln_f.weight"].fill_(3e38)
-        state["transformer.ln_f.bias"].fill_(3e38)
+        state["model.decoder.final_layer_norm.weight"].fill_(3e38)
+        state["model.decoder.final_layer_norm.bias"].fill_(3e38)
 
     folder = stranger(tmp_path / "guest", run_dir, spoil)
     code, lines = cuvee("score", str(folder), "--data", str(data), "--tasks", "blimp_filtered")

@@ -20,7 +20,7 @@ from distill.cli import app
 
 HOUSE = Path(__file__).resolve().parent.parent
 STAGES = ("run", "prepare", "train", "cache", "score")
-COMMANDS = (*STAGES, "compare", "finetune", "submit", "plan", "verify", "repair", "doctor")
+COMMANDS = (*STAGES, "compare", "finetune", "submit", "import", "export", "plan", "verify", "repair", "doctor")
 
 
 def called(*arguments: str) -> Result:

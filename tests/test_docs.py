@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import doctest
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import get_args
 
 import pytest
+from test_recipes import PUBLISHED, WITHOUT_HEAD
 
 from benchmarks.config import Backend
 from benchmarks.evaluation import READING
@@ -17,6 +19,10 @@ from benchmarks.tasks.definition import choice_benchmarks
 from benchmarks.wug import FILES as WUG_FILES
 from distill.config import TermConfig
 from distill.losses import DIVERGENCES, FEATURE_LOSSES
+from distill.recipe import load_recipe
+from students.buildable import FIELDS_OF_ALL
+from students.config import ModelConfig
+from students.registry import ARCHITECTURES
 from teachers.codecs import CODECS
 from teachers.config import CacheConfig
 from teachers.pools import POOLS
@@ -69,6 +75,26 @@ def test_codecs_have_the_bytes_and_serve_the_pools_that_are_said() -> None:
         assert ("logit_mse" in losses) == ("logit_mse" not in served and len(served) > 1), name
         sampled = [pool for pool, rule in POOLS.items() if rule.sampled]
         assert pools.replace("`", "") == {"dense": "all", "truncated": "none", "sampled": ", ".join(sampled)}[made.kind]
+
+
+def test_architectures_and_published_sizes_are_those_of_the_code() -> None:
+    said = rows("architectures.md")
+    fragments = {name: sizes for name, sizes in said.items() if "/" in name}
+    assert said.keys() - fragments.keys() == ARCHITECTURES.keys()
+    for name, architecture in ARCHITECTURES.items():
+        own = {field.name for field in fields(ModelConfig)} - {*architecture.unused_fields, *FIELDS_OF_ALL, "dropout"}
+        assert set(re.findall(r"`(\w+)`", said[name][0])) == own, name
+        assert ("dropout" in architecture.unused_fields) == (name == "llama")
+    assert fragments.keys() == PUBLISHED.keys()
+    for name, sizes in fragments.items():
+        recipe = load_recipe(name)
+        [run] = [*recipe.teachers.values(), *recipe.students.values()]
+        model = run.model
+        assert model is not None
+        shape = (model.hidden_size, model.num_layers, model.num_heads, model.intermediate_size)
+        assert sizes == [f"{PUBLISHED[name]:,}", f"{recipe.tokenizer.vocab_size:,}", *map(str, shape)]
+    text = (DOCS / "architectures.md").read_text()
+    assert all(f"{count:,}" in text for count in WITHOUT_HEAD.values())
 
 
 @pytest.mark.parametrize("document", sorted(path.name for path in DOCS.glob("*.md")))

@@ -48,3 +48,10 @@ def test_it_names_the_student_before_anything_is_trained(
 
 def test_the_twin_itself_is_possible(prepared: str) -> None:
     require_trainable(Project(load_recipe(SMOKE, [prepared])), 8)
+
+
+def test_a_model_is_built_with_the_corpus_vocabulary(prepared: str) -> None:
+    """ShareBERT's matrices are carved from it: they fit 512 types, and not the special tokens alone."""
+    sizes = "{architecture: share_bert, num_layers: 2, hidden_size: 32, num_heads: 2, max_positions: 64}"
+    overrides = [prepared, f"students.elc_bert.model={sizes}", "students.elc_bert.train.no_decay=['*_norm*', '*bias']"]
+    require_trainable(Project(load_recipe(SMOKE, overrides)), 1)

@@ -21,6 +21,7 @@ from distill.plan_cache import CodecPlan
 from distill.plan_inputs import TOKENS_PER_WORD
 from distill.plan_table import print_plan
 from distill.recipe import load_recipe
+from students.config import ModelConfig
 from students.registry import forward_flops_per_token
 from teachers.config import CacheConfig
 
@@ -248,6 +249,48 @@ def test_a_product_of_features_holds_its_heads_twice(baby_llama: Recipe) -> None
     mixture, product = (plan(recipe, rate=1e12).models for recipe in (baby_llama, changed))
     assert product[2].members_bytes == 2 * mixture[2].members_bytes == 2 * 4 * 16_000 * (1024 + 1536)
     assert product[5].members_bytes == mixture[5].members_bytes  # one teacher has nothing to be joined to
+
+
+def test_what_is_kept_for_the_backward_pass_by_hand(baby_llama: Recipe) -> None:
+    """A block for each letter of LV-BERT; GPT-BERT's layers hand on two states where blocks read averages."""
+    student = baby_llama.students["baby_llama"]
+
+    def kept(model: ModelConfig, *, again: bool) -> float:
+        train = replace(student.train, precision="bf16", activation_checkpointing=again)
+        changed = replace(student, model=model, train=train, controls=[])
+        planned = plan(replace(baby_llama, students={"student": changed}), rate=1e12)
+        return planned.models[-1].activation_bytes / (train.batch_size * 128)
+
+    sizes: dict[str, int] = {"num_layers": 2, "hidden_size": 64, "num_heads": 4}
+    attention, feed_forward, state = 13 * 64 + 5 * 4 * 128, 5 * 64 + 4 * 256, 2 * 64
+    lv_bert = ModelConfig(architecture="lv_bert", layers="DSFF", **sizes)
+    assert kept(lv_bert, again=False) == 21 * 64 + attention + 2 * feed_forward
+    assert kept(lv_bert, again=True) == 4 * state + attention
+    llama = ModelConfig(architecture="llama", **sizes)
+    assert kept(llama, again=False) == 2 * (34 * 64 + 5 * 4 * 128)
+    assert kept(llama, again=True) == 2 * state + 34 * 64 + 5 * 4 * 128
+    for averaged, states in ((True, 4), (False, 2)):
+        gpt_bert = ModelConfig(architecture="gpt_bert", layer_average=averaged, intermediate_size=200, **sizes)
+        layer = attention + 6 * 64 + 5 * 64 + 10 * 200
+        assert kept(gpt_bert, again=False) == 2 * layer
+        assert kept(gpt_bert, again=True) == states * state + layer
+
+
+def test_features_are_as_wide_as_the_output_embedding(baby_llama: Recipe) -> None:
+    """LV-BERT's table of words is narrower than its layers, and so are records, heads and projections."""
+    model = ModelConfig(architecture="lv_bert", num_layers=12, hidden_size=256, num_heads=4, embedding_size=128)
+    teacher = TeacherConfig(model=model, train=replace(baby_llama.teachers["llama"].train, view="causal"))  # type: ignore[type-var]
+    student = baby_llama.students["baby_llama"]
+    terms = [replace(term, members={"lv": 1.0} if term.members else {}) for term in student.terms]
+    recipe = replace(baby_llama, teachers={"lv": teacher}, students={"s": replace(student, terms=terms, controls=[])})
+    planned = plan(recipe, rate=1e12)
+    lv_bert, listening = planned.models
+    assert lv_bert.cache_bytes == sum(planned.stream_tokens.values()) * 2 * 128
+    assert listening.members_bytes == 4 * 16_000 * 128
+    compared = [replace(term, loss="feature_mse") if term.members else term for term in terms]
+    changed = replace(recipe, students={"s": replace(recipe.students["s"], terms=compared)})
+    plain = listening.training_flops - 2 * 16_000 * 128 * listening.tokens
+    assert plan(changed, rate=1e12).models[1].training_flops - plain == pytest.approx(6 * 512 * 128 * listening.tokens)
 
 
 def test_epochs_are_counted_in_tokens_of_the_train_stream() -> None:

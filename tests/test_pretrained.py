@@ -24,8 +24,8 @@ from students.run_folder import load_model
 SMALL = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 ROWS = {"max_position_embeddings": 64, "initializer_range": 0.4}  # a range in which logits differ
 GROUPED = {**SMALL, **ROWS, "num_key_value_heads": 1, "head_dim": 8}
+GPT2: dict[str, Any] = {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64, "initializer_range": 0.4}
 CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": ("GPT2", {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64, "initializer_range": 0.4}),
     # its features are projected down before they meet the embedding
     "opt": ("OPT", {**SMALL, "ffn_dim": 24, "word_embed_proj_dim": 8, "max_position_embeddings": 64, "init_std": 0.4}),
     "gpt_neox": ("GPTNeoX", {**SMALL, **ROWS}),
@@ -102,7 +102,7 @@ def test_a_cache_says_what_the_model_says(corpus: Corpus, tmp_path: Path, kind: 
 
 
 def test_only_one_position_of_a_row_meets_the_head(corpus: Corpus, tmp_path: Path) -> None:
-    model = load_model(saved(tmp_path, network("gpt2", corpus.vocab_size)))
+    model = load_model(saved(tmp_path, network("gpt_neox", corpus.vocab_size)))
     met = []
     head = model.network.get_output_embeddings()
     head.register_forward_hook(lambda module, inputs, output: met.append(tuple(output.shape)))
@@ -112,7 +112,7 @@ def test_only_one_position_of_a_row_meets_the_head(corpus: Corpus, tmp_path: Pat
     assert not head._forward_pre_hooks, "nothing is left behind"
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "roberta"])
+@pytest.mark.parametrize("kind", ["gpt_neox", "roberta"])
 def test_rows_that_cannot_be_read_rightly_are_refused(corpus: Corpus, tmp_path: Path, kind: str) -> None:
     model = load_model(saved(tmp_path, network(kind, corpus.vocab_size)))
     causal = kind in CAUSAL
@@ -148,7 +148,7 @@ class ReadsPadding(transformers.BertForMaskedLM):
 
 
 def test_what_cannot_be_proved_is_refused() -> None:
-    does_more = DoesMore(transformers.GPT2Config(vocab_size=320, **CAUSAL["gpt2"][1]))
+    does_more = DoesMore(transformers.GPT2Config(vocab_size=320, **GPT2))
     reads_padding = ReadsPadding(transformers.BertConfig(vocab_size=320, **MASKED["bert"][1]))
     with pytest.raises(InputRefused, match="here: .* of DoesMore differ from its own by .* its head does more"):
         Pretrained(does_more.eval(), "causal", "here")
@@ -181,7 +181,7 @@ def test_folders_without_a_language_model_are_refused_in_one_line(tmp_path: Path
     described(headless, architectures=["BertForMaskedLM"])
     assert "no weights for" in refused(headless)
 
-    unknown = saved(tmp_path / "unknown", network("gpt2", 320))
+    unknown = saved(tmp_path / "unknown", network("gpt_neox", 320))
     described(unknown, model_type="of_mine", auto_map={"AutoModelForCausalLM": "code.Model"})
     (unknown / "code.py").write_text("raise SystemExit('code of a folder was run')")
     assert "model_type 'of_mine' has no language model in transformers" in refused(unknown)
@@ -191,7 +191,7 @@ def test_folders_without_a_language_model_are_refused_in_one_line(tmp_path: Path
     both = transformers.BartForConditionalGeneration(transformers.BartConfig(vocab_size=320, **two))
     assert "an encoder with a decoder" in refused(saved(tmp_path / "both", both))
 
-    damaged = saved(tmp_path / "damaged", network("gpt2", 320))
+    damaged = saved(tmp_path / "damaged", network("gpt_neox", 320))
     (damaged / "model.safetensors").write_bytes(b"no weights")
     assert "safetensors" in refused(damaged, Damaged)
     (damaged / "model.safetensors").unlink()
@@ -199,7 +199,7 @@ def test_folders_without_a_language_model_are_refused_in_one_line(tmp_path: Path
 
 
 def test_another_vocabulary_is_refused_with_both_sizes(corpus: Corpus, tmp_path: Path) -> None:
-    model = load_model(saved(tmp_path / "wide", network("gpt2", corpus.vocab_size + 8)))
+    model = load_model(saved(tmp_path / "wide", network("gpt_neox", corpus.vocab_size + 8)))
     with pytest.raises(InputRefused, match=f"{corpus.vocab_size + 8}.*{corpus.vocab_size}"):
         tiny.cached(model, tiny.cache_key(corpus), tmp_path / "cache")
 

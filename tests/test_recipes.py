@@ -7,15 +7,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from corpora.errors import RecipeError
+from corpora.token_ids import TokenIds
 from distill.checks import CHECKS
 from distill.config import Recipe
+from distill.optim import without_decay
 from distill.recipe import load_recipe, read_recipe_tree, recipe_schema, resolved_yaml, validated
 from distill.term_checks import CHECKS_OF_TERMS
 from distill.yaml_tree import MAX_BYTES, MAX_DEPTH, override, packaged_folder, read_file
+from students.registry import ARCHITECTURES, parameter_count
 
 SHIPPED = sorted(
     path.relative_to(packaged_folder()).as_posix()
@@ -56,6 +60,77 @@ def test_published_fragments_stand_for_recipes_of_their_own() -> None:
     assert list(teacher.teachers) == ["llama_360m"] and not teacher.students
     assert teacher.tokenizer.vocab_size == 16_000 and teacher.run_dir == "runs/llama_360m"
     assert list(load_recipe("students/baby_llama_58m").students) == ["baby_llama_58m"]
+
+
+# trainable parameters at the published sizes
+PUBLISHED = {
+    "teachers/llama_360m": 359_973_888,
+    "teachers/gptj_705m": 704_330_368,
+    "teachers/gpt2_705m": 704_928_768,
+    "teachers/ltg_bert_base": 98_229_760,
+    "teachers/elc_bert_base": 98_229_838,
+    "teachers/elc_bert_base_base": 98_229_838,
+    "teachers/elc_bert_base_normalized": 98_229_838,
+    "teachers/elc_bert_base_weighted_output": 98_229_851,
+    "teachers/gpt_bert_base": 119_454_532,
+    "teachers/lv_bert_base": 100_793_754,
+    "teachers/share_bert_base": 80_569_088,
+    "teachers/share_bert_large": 93_730_304,
+    "students/baby_llama_58m": 58_343_936,
+    "students/babyllama2_345m": 345_355_200,
+    "students/ltg_bert_small": 23_799_552,
+    "students/elc_bert_small": 23_799_630,
+    "students/elc_bert_small_base": 23_799_630,
+    "students/elc_bert_small_normalized": 23_799_630,
+    "students/elc_bert_small_weighted_output": 23_799_643,
+    "students/gpt_bert_small": 29_892_164,
+    "students/lv_bert_small": 12_589_530,
+    "students/lv_bert_medium": 23_229_162,
+    "students/share_bert_small": 71_704_832,
+}
+# of those, what papers count: all but the head that fills masks in
+WITHOUT_HEAD = {
+    "students/lv_bert_small": 12_525_856,
+    "students/lv_bert_medium": 23_149_104,
+    "teachers/lv_bert_base": 100_171_104,
+    "students/share_bert_small": 4_983_040,
+    "teachers/share_bert_base": 13_847_296,
+    "teachers/share_bert_large": 27_008_512,
+}
+FRAGMENTS = [name.removesuffix(".yaml") for name in SHIPPED if "/" in name]
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_fragments_have_the_published_sizes_and_say_so(name: str) -> None:
+    recipe = load_recipe(name)
+    [run] = [*recipe.teachers.values(), *recipe.students.values()]
+    assert list(recipe.teachers or recipe.students) == [name.partition("/")[2]]
+    assert bool(recipe.teachers) == name.startswith("teachers/")
+    assert run.model is not None and run.train is not None and run.model.vocab_size == recipe.tokenizer.vocab_size
+    assert parameter_count(run.model, recipe.tokenizer.vocab_size) == PUBLISHED[name]
+    comment = " ".join(line.removeprefix("#") for line in (packaged_folder() / f"{name}.yaml").read_text().splitlines())
+    assert f"{PUBLISHED[name]:,} parameters" in comment and "Source: " in comment and "A fragment" in comment
+    if name in WITHOUT_HEAD:
+        assert f"{WITHOUT_HEAD[name]:,} of them" in comment
+
+
+@pytest.mark.parametrize("name", FRAGMENTS)
+def test_published_optimisers_find_their_weights(name: str) -> None:
+    """Patterns of what does not decay match, and mean what the source's do."""
+    recipe = load_recipe(name)
+    [run] = [*recipe.teachers.values(), *recipe.students.values()]
+    assert run.model is not None and run.train is not None
+    with torch.device("meta"):
+        small = replace(run.model, num_layers=1, layers=run.model.layers and "DS")
+        architecture = ARCHITECTURES[small.architecture]
+        model = architecture(small, vocab_size=recipe.tokenizer.vocab_size, token_ids=TokenIds())
+    exempt = without_decay(model, run.train.no_decay)
+    weights = model.network.base_model.named_parameters()
+    assert {key for key, weight in weights if (weight in exempt) != (weight.ndim < 2)} == {
+        "elc_bert": {"embedding.word_embedding.weight", "embedding.relative_embedding"},
+        "ltg_bert": {"embedding.relative_embedding"},
+        "gpt_bert": {"layers.0.mlp_average.weights", "output_average.weights"},  # vectors that decay
+    }.get(small.architecture, set())
 
 
 def test_smoke_is_the_quickstart_in_small() -> None:
@@ -111,7 +186,7 @@ def test_all_problems_are_said_at_once_with_file_and_line(tmp_path: Path) -> Non
         ("seed='1'", "seed: expected a whole number, found '1'"),
         ("students.elc_bert.train.lr=.nan", "students.elc_bert.train.lr: expected a finite number, found nan"),
         ("students.elc_bert.train.lr=1e999", "students.elc_bert.train.lr: expected a finite number, found inf"),
-        ("teachers.elc.model.layers=2", "teachers.elc.model.layers: unknown key; did you mean 'num_layers'?"),
+        ("teachers.elc.model.n_layers=2", "teachers.elc.model.n_layers: unknown key; did you mean 'num_layers'?"),
         ("cache.zzz=2", "cache.zzz: unknown key; expected one of codec, dtype"),
         (
             "teachers.elc.train.views={cuasal: 1}",
@@ -179,6 +254,10 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
         (["students.elc_bert.train.seq_len=129"], "129 tokens, but the model has max_positions 128"),
         (["students.elc_bert.model.hidden_size=66"], "model.hidden_size: 66"),
         (["students.baby_llama.model.dropout=0.1"], "students.baby_llama.model.dropout: found 0.1"),
+        (
+            ["students.elc_bert.model={architecture: share_bert, num_layers: 2, hidden_size: 512, num_heads: 8}"],
+            "students.elc_bert.model.vocab_size: from 2048 rows the shared matrices of hidden_size 512",
+        ),
         (["students.baby_llama.model.vocab_size=512"], "512, but tokenizer.vocab_size is 2048"),
         (["cache.window=256"], "256 tokens, but teacher llama has max_positions 128"),
         (["cache.num_folds=1"], "one fold masks every token at once"),

@@ -38,6 +38,11 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gptj": ("gptj", {}),
     "elc_bert zero": ("elc_bert", {}),
     "elc_bert weighted_output": ("elc_bert", {"variant": "weighted_output", "num_layers": 3}),
+    "gpt2": ("gpt2", {}),
+    "ltg_bert": ("ltg_bert", {}),
+    "gpt_bert": ("gpt_bert", {}),
+    "lv_bert": ("lv_bert", {}),
+    "share_bert": ("share_bert", {}),
 }
 
 
@@ -64,7 +69,11 @@ def begun(name: str, corpus: Corpus, wrap: Callable[[nn.Module], nn.Module] = la
     nn.init.normal_(objective.projections["term0_member0"].weight)
     average = MovingAverage(model, 0.5)
     module = wrap(objective)
-    return Trained(objective, module, average, torch.optim.AdamW(module.parameters(), lr=1e-2, fused=True))
+    # Some gradients are 0 but for rounding: GPT-BERT's last average begins as (0, ..., 0, 1), and the norm behind it
+    # takes no notice of a factor. Of rounding Adam makes steps as long as any, unless eps is above it: with 1e-8 that
+    # weight ends 1e-4 away and the next gradient's norm 1e-5 of it (with everything in fp64 1e-13 and 1e-14).
+    optimizer = torch.optim.AdamW(module.parameters(), lr=1e-2, eps=1e-6, fused=True)
+    return Trained(objective, module, average, optimizer)
 
 
 def batch_of(corpus: Corpus, spans: list[tuple[int, int]]) -> Batch:
@@ -204,7 +213,7 @@ def test_two_halves_learn_what_a_whole_learns(corpus: Corpus, sharded: Path, nam
     assert state.keys() == expected.keys()
     for key, value in expected.items():
         # Adam's first steps have the sign of a gradient, and some are near 0
-        assert (state[key] - value).abs().max() < 2e-4, key
+        assert (state[key] - value).abs().max() < 5e-5, key
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -281,9 +290,10 @@ def test_the_norm_is_torchs(corpus: Corpus) -> None:
 def test_the_blocks_are_the_layers(corpus: Corpus, name: str) -> None:
     model = begun(name, corpus).objective.model
     blocks = transformer_blocks(model)
-    assert len(blocks) == model.config.num_layers  # type: ignore[attr-defined]
+    assert len(blocks) == (3 if name == "lv_bert" else model.config.num_layers)  # type: ignore[attr-defined]
     inside = sum(parameter.numel() for block in blocks for parameter in block.parameters())
     tables = {id(model.head().weight_VD), *(id(parameter) for block in blocks for parameter in block.parameters())}
     outside = [parameter for parameter in model.parameters() if id(parameter) not in tables]
-    assert inside and sum(parameter.numel() for parameter in outside) < inside
+    # ShareBERT's have vectors alone: their matrices are carved from the table of words
+    assert inside and (name == "share_bert" or sum(parameter.numel() for parameter in outside) < inside)
     assert not transformer_blocks(nn.Linear(2, 2))

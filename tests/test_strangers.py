@@ -45,7 +45,7 @@ from students.run_folder import save_model
 SMALL, ROWS = test_pretrained.SMALL, test_pretrained.ROWS
 ONE_LINE = re.compile(r"[^\n\x1b]+: [^\n\x1b]+; expected [^\n\x1b]+; [^\n\x1b]+")
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
-    "gpt2": test_pretrained.CAUSAL["gpt2"],
+    "gpt2": ("GPT2", test_pretrained.GPT2),
     "gptj": ("GPTJ", {"n_layer": 2, "n_embd": 16, "n_head": 2, "n_positions": 64, "rotary_dim": 4}),
     "gpt_neox": test_pretrained.CAUSAL["gpt_neox"],
     "llama": ("Llama", {**SMALL, **ROWS}),

@@ -1,117 +1,87 @@
-"""ELC-BERT against the original implementation, its initial weights, and its life away from this toolkit."""
+"""ELC-BERT alone: its mixes of layers, what its variants share, and how far its positions reach.
+
+That it equals the original is proved with the rest of its family, in test_students_ltg_bert.py.
+"""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from safetensors import safe_open
+from test_students_ltg_bert import golden, small_model, some_tokens
 from torch import Tensor
 
-from corpora.storage import new_folder
 from corpora.token_ids import TokenIds
+from students.buildable import Buildable
 from students.config import ModelConfig
-from students.elc_bert import ElcBert
-from students.elc_bert_names import from_original, our_name
-from students.modeling_elc_bert import distance_buckets, longest_distance
+from students.elc_bert import layer_weights
+from students.modeling_ltg import distance_buckets
 from students.registry import build_model
-from students.run_folder import save_model
 
-GOLDEN = Path(__file__).parent / "golden"
 VARIANTS = ["base", "zero", "normalized", "weighted_output"]
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
-def golden(variant: str) -> tuple[ElcBert, dict[str, Tensor]]:
-    """The model of a golden file with its weights, and the file's tensors."""
-    with safe_open(GOLDEN / f"elc_bert_{variant}.safetensors", "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-        sizes = json.loads(file.metadata()["config"])
-    config = ModelConfig(
-        architecture="elc_bert",
-        variant=variant,
-        num_layers=sizes["num_hidden_layers"],
-        hidden_size=sizes["hidden_size"],
-        num_heads=sizes["num_attention_heads"],
-        intermediate_size=sizes["intermediate_size"],
-        max_positions=sizes["max_position_embeddings"],
-        position_buckets=sizes["position_bucket_size"],
-        norm_eps=sizes["layer_norm_eps"],
-        dropout=sizes["hidden_dropout_prob"],
-        attention_dropout=sizes["attention_probs_dropout_prob"],
-    )
-    model = build_model(config, vocab_size=sizes["vocab_size"], token_ids=TokenIds(), seed=0)
-    original = {name.removeprefix("state."): tensor for name, tensor in tensors.items() if name.startswith("state.")}
-    model.network.load_state_dict(from_original(original))
-    return model.eval(), tensors
+def features(model: Buildable) -> Tensor:
+    input_ids_BT = some_tokens(2, 12)
+    return model.features(input_ids_BT, torch.zeros_like(input_ids_BT), False)
 
 
 @every_variant
-def test_golden_forward_and_gradient(variant: str) -> None:
-    """Equal to the original implementation, whose answers were recorded once (ltgoslo/elc-bert, fp32, no dropout).
-
-    A failure means that the model no longer is ELC-BERT: look for the eps of a norm, the kind of GELU, the input of the
-    feed-forward layer or the mix of layers. Bounds are not to be loosened; rounding moves logits by 1e-6.
-    """
-    model, tensors = golden(variant)
-    unpadded_BT = tensors["padding"] == 0
-    outputs = model.network(tensors["input_ids"], unpadded_BT, labels=tensors["labels"])
-    outputs.loss.backward()
-    gradient_norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
-    assert (outputs.logits - tensors["logits_masked"])[unpadded_BT].abs().max() <= 1e-5
-    assert (outputs.loss - tensors["loss"]).abs().item() <= 2e-6
-    assert (gradient_norm / tensors["grad_norm"] - 1).abs().item() <= 1e-5
-
-
-@every_variant
-def test_golden_features_and_head(variant: str) -> None:
-    """The same numbers through the toolkit's door: padding is a segment, features meet the head."""
-    model, tensors = golden(variant)
-    segments_BT = -tensors["padding"].long()
-    logits_BTV = model.head().logits(model.features(tensors["input_ids"], segments_BT, False))
-    unpadded_BT = segments_BT == 0
-    assert (logits_BTV - tensors["logits_masked"])[unpadded_BT].abs().max() <= 1e-5
-
-
-def test_names_of_the_original_are_all_known() -> None:
-    with pytest.raises(KeyError):
-        our_name("embedding_of_something_else")
-    model, tensors = golden("weighted_output")
-    assert our_name("classifier.nonlinearity.5.weight") == "decoder.weight"
-    named = {name.removeprefix("state.") for name in tensors if name.startswith("state.")}
-    ours = {our_name(name) for name in named if not name.endswith("position_indices")}
-    assert ours == set(model.network.state_dict())
-
-
-@every_variant
-def test_initial_weights(variant: str) -> None:
-    """Truncated normals of std sqrt(2 / 5 D), feed-forward layers narrower with depth, mixes as the variant says."""
-    size = 128
-    config = ModelConfig(architecture="elc_bert", variant=variant, num_layers=3, hidden_size=size, num_heads=4)
-    network = build_model(config, vocab_size=512, token_ids=TokenIds(), seed=0).network
-    std = math.sqrt(2 / (5 * size))
-    truncated = 0.8796  # standard deviation of a unit normal cut at two
-    for name, parameter in network.named_parameters():
-        if name.endswith("bias"):
-            assert (parameter == 0).all(), name
-        elif "layer_norm" in name:
-            assert (parameter == 1).all(), name
-        elif "prev_layer_weights" not in name:
-            index = int(name.split(".")[2]) if ".mlp." in name else None
-            expected = std * (1 if index is None else math.sqrt(1 / (2 * (1 + index))))
-            assert parameter.std().item() == pytest.approx(truncated * expected, rel=0.03), name
-            assert parameter.abs().max().item() <= 2 * expected * 1.0001, name
+def test_initial_mixes(variant: str) -> None:
+    """All states alike, but in `base` the layer before weighs e times the others."""
+    config = ModelConfig(architecture="elc_bert", variant=variant, num_layers=3, hidden_size=32, num_heads=4)
+    network = build_model(config, vocab_size=96, token_ids=TokenIds(), seed=0).network
     for index, layer in enumerate(network.elc_bert.layers):
         assert layer.mix.prev_layer_weights.tolist() == [0.0] * index + [1.0 if variant == "base" else 0.0]
     assert hasattr(network.elc_bert, "output_mix") == (variant == "weighted_output")
     if variant == "weighted_output":
         assert network.elc_bert.output_mix.prev_layer_weights.tolist() == [0.0] * 4
+
+
+@every_variant
+def test_layer_weights_are_those_that_the_layers_use(variant: str) -> None:
+    """By a state's own share in what a mix makes of one-hot states; states that a layer cannot read have none."""
+    model = small_model(f"elc_bert_{variant}")
+    weights = layer_weights(model)
+    mixes = [layer.mix for layer in model.network.elc_bert.layers]
+    mixes += [model.network.elc_bert.output_mix] if variant == "weighted_output" else []
+    assert weights.shape == (len(mixes), 4) and len(mixes) == (4 if variant == "weighted_output" else 3)
+    for row, (found, mix) in enumerate(zip(weights, mixes, strict=True)):
+        torch.testing.assert_close(found[: row + 1], mix(tuple(torch.eye(row + 1))))
+        assert (found[row + 1 :] == 0).all()
+    torch.testing.assert_close(weights.sum(1), torch.ones(len(mixes)))
+    assert torch.equal(layer_weights(model.network), weights)
+    with pytest.raises(AssertionError, match="without layer weights"):
+        layer_weights(small_model("ltg_bert"))
+
+
+def test_base_and_zero_agree_where_their_equations_do() -> None:
+    """a + FFN(a) and a + FFN(x + a) are both a where the feed-forward layers give nothing, and differ elsewhere."""
+    base, zero = small_model("elc_bert_base"), small_model("elc_bert_zero")
+    zero.load_state_dict(base.state_dict())
+    assert not torch.allclose(features(zero), features(base), atol=1e-2)
+    with torch.no_grad():
+        for model in (base, zero):
+            for layer in model.network.elc_bert.layers:
+                layer.mlp.out_proj.weight.zero_()
+    assert torch.equal(features(zero), features(base))
+
+
+def test_weighted_output_of_the_last_state_alone_is_zero() -> None:
+    weighted, zero = small_model("elc_bert_weighted_output"), small_model("elc_bert_zero")
+    weighted.load_state_dict(zero.state_dict(), strict=False)
+    assert not torch.allclose(features(weighted), features(zero), atol=1e-2)
+    with torch.no_grad():
+        weighted.network.elc_bert.output_mix.prev_layer_weights.copy_(torch.tensor([0.0, 0.0, 0.0, 200.0]))
+    torch.testing.assert_close(features(weighted), features(zero))
+
+
+def test_normalized_is_zero_when_the_head_norms_its_only_layer_anyway() -> None:
+    for num_layers, agree in ((1, True), (2, False)):
+        normalized = small_model("elc_bert_normalized", num_layers=num_layers)
+        zero = small_model("elc_bert_zero", num_layers=num_layers)
+        zero.load_state_dict(normalized.state_dict())
+        assert torch.allclose(features(normalized), features(zero), atol=1e-5) == agree
 
 
 def test_buckets_are_the_papers() -> None:
@@ -124,63 +94,21 @@ def test_buckets_are_the_papers() -> None:
     assert sorted(buckets) == buckets
     for table_size, longest in ((4, 48), (8, 192), (16, 192)):  # where rounding lifts the last distance off the table
         assert max(distance_buckets(longest, table_size, longest)) == table_size - 1
-    for variant, longest in (("base", 96), ("normalized", 96), ("zero", 512), ("weighted_output", 512)):
-        config = golden(variant)[0].network.config
-        assert (longest_distance(config, 64), longest_distance(config, 96)) == (64, longest)
-
-
-@every_variant
-def test_rows_beyond_max_positions_are_read(variant: str) -> None:
-    model, _ = golden(variant)
-    input_ids_BT = torch.randint(4, 160, (1, 96), generator=torch.Generator().manual_seed(0))
-    assert model.features(input_ids_BT, torch.zeros_like(input_ids_BT), False).isfinite().all()
+    lengths = dict.fromkeys(("elc_bert_zero", "elc_bert_weighted_output", "ltg_bert", "gpt_bert"), 512)
+    for form, longest in (lengths | {"elc_bert_base": 96, "elc_bert_normalized": 96}).items():
+        config = small_model(form, max_positions=64).network.config
+        assert (config.longest_distance(64), config.longest_distance(96)) == (64, longest)
 
 
 def test_hidden_states_and_tuples_for_transformers_users() -> None:
-    model, tensors = golden("zero")
-    outputs = model.network(tensors["input_ids"], output_hidden_states=True)
-    assert len(outputs.hidden_states) == model.config.num_layers + 1
-    logits_BTV, _ = model.network(tensors["input_ids"], output_hidden_states=True, return_dict=False)
-    assert torch.equal(logits_BTV, outputs.logits)
-
-
-AWAY = """
-import sys
-sys.modules |= dict.fromkeys(["corpora", "students", "teachers", "distill"])  # None: importing one fails
-import torch
-from transformers import AutoModel, AutoModelForMaskedLM
-folder, answers = sys.argv[1:]
-given = torch.load(answers)
-model, loading = AutoModelForMaskedLM.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
-assert not loading["missing_keys"] and not loading["unexpected_keys"], loading
-body = AutoModel.from_pretrained(folder, trust_remote_code=True)
-assert model.decoder.weight is model.get_input_embeddings().weight
-logits = model(given["input_ids"], given["attention_mask"]).logits
-hidden = body(given["input_ids"], given["attention_mask"]).last_hidden_state
-torch.testing.assert_close(logits, given["logits"], atol=1e-6, rtol=0)
-torch.testing.assert_close(model.transform(hidden), given["features"], atol=1e-6, rtol=0)
-"""
-
-
-def test_a_run_folder_works_where_this_toolkit_is_not(tmp_path: Path) -> None:
-    """Auto classes load model and body from the folder alone, in a process that cannot import the project."""
-    model, tensors = golden("weighted_output")
-    with new_folder(tmp_path / "run", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    mask_BT = (tensors["padding"] == 0).long()
-    features_BTD = model.network.transform(model.network.elc_bert(tensors["input_ids"], mask_BT).last_hidden_state)
-    answers = {"input_ids": tensors["input_ids"], "attention_mask": mask_BT, "features": features_BTD.detach()}
-    answers["logits"] = model.network(tensors["input_ids"], mask_BT).logits.detach()
-    torch.save(answers, tmp_path / "answers.pt")
-    (tmp_path / "away").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONSAFEPATH": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", AWAY, str(tmp_path / "run"), str(tmp_path / "answers.pt")],
-        cwd=tmp_path / "away",
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0, finished.stderr
+    """The embedding's and every layer's; GPT-BERT's layers are two blocks each."""
+    for form, num_states in (("elc_bert_zero", 5), ("ltg_bert", 5), ("gpt_bert", 9), ("gpt_bert_extra", 9)):
+        model, tensors = golden(form)
+        outputs = model.network(tensors["input_ids"], output_hidden_states=True)
+        assert len(outputs.hidden_states) == num_states
+        last_BTD = outputs.hidden_states[-1]
+        if form != "gpt_bert_extra":  # whose output is an average of all
+            torch.testing.assert_close(model.network.decoder(model.network.transform(last_BTD)), outputs.logits)
+        logits_BTV, _ = model.network(tensors["input_ids"], output_hidden_states=True, return_dict=False)
+        assert torch.equal(logits_BTV, outputs.logits)
+        assert torch.equal(model.network(tensors["input_ids"]).logits, outputs.logits)

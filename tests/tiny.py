@@ -54,10 +54,12 @@ def corpus(folder: Path, *, documents: int = 60, seed: int = 1) -> Corpus:
 
 
 def model_config(architecture: str, **changes: Any) -> ModelConfig:
-    """One layer or two of width 16."""
+    """Two layers of width 16."""
     sizes: dict[str, Any] = {"num_layers": 2, "hidden_size": 16, "num_heads": 2, "max_positions": 64}
-    if architecture == "elc_bert":
+    if architecture in ("elc_bert", "ltg_bert", "gpt_bert"):
         sizes["position_buckets"] = 8
+    elif architecture == "lv_bert":  # a sublayer of each kind, and features of another width than the layers'
+        sizes |= {"layers": "DSF", "embedding_size": 12}
     return ModelConfig(architecture=architecture, **(sizes | changes))  # type: ignore[arg-type]
 
 

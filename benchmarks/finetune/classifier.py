@@ -35,7 +35,7 @@ class Classifier(nn.Module):
         self.last = self.causal and config.position == "by_objective"
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(address(seed, "classifier") >> 1)
-            self.head = _head(config, model.config.hidden_size, num_labels, causal=self.causal)
+            self.head = _head(config, model.config.feature_size, num_labels, causal=self.causal)
             if config.lora is not None:
                 _inject_adapters(model, config.lora)
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from benchmarks.strangers.rules import OFF, SWITCH, Rule, choice, mapping, real, several, whole
+from benchmarks.strangers.rules import OFF, SWITCH, Rule, choice, letters, mapping, real, several, whole
 from corpora.batch import Objective
-from students.elc_bert import ElcBert
+from students.registry import ARCHITECTURES
 
 LAYERS = whole(1, 128)
 HEADS = whole(1, 256)
@@ -61,6 +61,19 @@ _GPT = {  # GPT-2's names
     "attn_pdrop": RATE,
     "layer_norm_epsilon": EPSILON,
 }
+_OUR_ENCODER = {  # BERT's names, as far as our own architectures have them
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "intermediate_size": FFN_WIDTH,
+    "max_position_embeddings": POSITIONS,
+    "hidden_dropout_prob": RATE,
+    "attention_probs_dropout_prob": RATE,
+    "layer_norm_eps": EPSILON,
+    "tie_word_embeddings": choice(True),
+}
+_LTG = _OUR_ENCODER | {"position_bucket_size": whole(4, 16_384)}
+_TWO_SEGMENTS = {"type_vocab_size": choice(2)}
 _ROTARY_BASE = real(1, 1e9)
 _ROTARY = {
     "rope_theta": _ROTARY_BASE,
@@ -201,19 +214,39 @@ FAMILIES: dict[str, Family] = {
     "elc_bert": Family(
         network="ElcBertForMaskedLM",
         objective="masked",
-        keys={
-            "hidden_size": WIDTH,
-            "num_hidden_layers": LAYERS,
-            "num_attention_heads": HEADS,
-            "intermediate_size": FFN_WIDTH,
-            "max_position_embeddings": POSITIONS,
-            "position_bucket_size": whole(4, 16_384),
-            "variant": choice("base", "zero", "normalized", "weighted_output"),
-            "hidden_dropout_prob": RATE,
-            "attention_probs_dropout_prob": RATE,
-            "layer_norm_eps": EPSILON,
-            "tie_word_embeddings": choice(True),
+        keys=_LTG | {"variant": choice("base", "zero", "normalized", "weighted_output")},
+        auto_map=ARCHITECTURES["elc_bert"].auto_map,
+    ),
+    "ltg_bert": Family(
+        network="LtgBertForMaskedLM",
+        objective="masked",
+        keys=_LTG,
+        auto_map=ARCHITECTURES["ltg_bert"].auto_map,
+    ),
+    "gpt_bert": Family(
+        network="GptBertForMaskedLM",
+        also=("GptBertForCausalLM",),
+        objective="masked",
+        keys=_LTG | {"attention_gate": SWITCH, "layer_average": SWITCH},
+        auto_map=ARCHITECTURES["gpt_bert"].auto_map,
+    ),
+    "lv_bert": Family(
+        network="LvBertForMaskedLM",
+        objective="masked",
+        keys=_OUR_ENCODER | _TWO_SEGMENTS | {"embedding_size": WIDTH, "layers": letters("DSF", 256)},
+        auto_map=ARCHITECTURES["lv_bert"].auto_map,
+    ),
+    "share_bert": Family(
+        network="ShareBertForMaskedLM",
+        objective="masked",
+        keys=_OUR_ENCODER
+        | _TWO_SEGMENTS
+        | {
+            "factor_size": WIDTH,
+            "encoder_ln_mode": choice("pre-ln", "post-ln"),
+            "layer_norm_type": choice("pytorch", "rms_norm"),
+            "tie_word_embeddings": OFF,
         },
-        auto_map=ElcBert.auto_map,
+        auto_map=ARCHITECTURES["share_bert"].auto_map,
     ),
 }

@@ -36,6 +36,14 @@ def text(shortest: int, longest: int) -> Rule:
     )
 
 
+def letters(of: str, longest: int) -> Rule:
+    """A string of nothing but these letters."""
+    return Rule(
+        f"a string of 1 to {longest} letters of {', '.join(of)}",
+        lambda value: isinstance(value, str) and 1 <= len(value) <= longest and not set(value) - set(of),
+    )
+
+
 def choice(*values: Any) -> Rule:
     """One of the values, of the same type."""
     return Rule(

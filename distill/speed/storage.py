@@ -89,4 +89,4 @@ def cache_writes(shapes: Shapes, folder: Path) -> Transfer:
 
 def _record(shapes: Shapes, cache: CacheConfig) -> np.dtype:
     config = next(iter(shapes.teachers.values()))
-    return CODECS["features"](cache, hidden_size=config.hidden_size, vocab_size=shapes.vocab_size).record
+    return CODECS["features"](cache, hidden_size=config.feature_size, vocab_size=shapes.vocab_size).record
