@@ -56,6 +56,19 @@ def positions_in_segments(segments_BT: Tensor) -> Tensor:
     return indices_BT - first_of_segment_BT
 
 
+def documents_apart(
+    segments_BT: Tensor, causal: bool, *, unmasked_is_causal: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """What keeps the documents of a row apart: a mask as `attention_mask` makes it, and positions in segments.
+
+    Both are None where no row holds several, or padding, and a network that gets neither does what is asked:
+    `unmasked_is_causal` says which of the two that is.
+    """
+    if causal == unmasked_is_causal and one_segment_per_row(segments_BT):
+        return None, None
+    return attention_mask(segments_BT, causal), positions_in_segments(segments_BT)
+
+
 def sdpa(
     module: torch.nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:

@@ -6,12 +6,13 @@ Axes: T positions, D hidden, H heads, V vocabulary.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, ClassVar, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedModel
 
-from corpora.errors import RecipeError
+from corpora.errors import InputRefused, RecipeError
 from corpora.token_ids import TokenIds
 from students.config import ModelConfig
 from students.language_model import LanguageModel
@@ -130,6 +131,13 @@ def attention_activations(config: ModelConfig, seq_len: int) -> int:
 def all_fields_but(*used: str) -> tuple[str, ...]:
     """Fields of ModelConfig that mean nothing to an architecture that reads only these, beside those that all read."""
     return tuple(field.name for field in fields(ModelConfig) if field.name not in (*FIELDS_OF_ALL, *used))
+
+
+def require_known(architecture: str, settings: Mapping[str, tuple[Any, Any]]) -> None:
+    """Raise InputRefused for a setting of a configuration that ModelConfig cannot say: by name, found and known."""
+    for name, (found, known) in settings.items():
+        if found != known:
+            raise InputRefused(f"config.json: {architecture} with {name} {found!r} is not supported, only {known!r}")
 
 
 def default_if_none(value: Any, default: Any) -> Any:

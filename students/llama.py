@@ -10,10 +10,10 @@ from typing import Any
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from corpora.errors import InputRefused, RecipeError
+from corpora.errors import RecipeError
 from corpora.token_ids import TokenIds
-from students.attention import SDPA, attention_mask, one_segment_per_row, positions_in_segments
-from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none, gated_ffn_width
+from students.attention import SDPA, documents_apart
+from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none, gated_ffn_width, require_known
 from students.config import ModelConfig
 from students.head import Head
 
@@ -29,11 +29,8 @@ class Llama(Buildable):
 
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:
         """Output of the final norm, [B, T, D]."""
-        if causal and one_segment_per_row(segments_BT):  # without a mask scaled_dot_product_attention is causal itself
-            mask_B1TT = positions_BT = None
-        else:
-            mask_B1TT = attention_mask(segments_BT, causal)
-            positions_BT = positions_in_segments(segments_BT)
+        # without a mask scaled_dot_product_attention is causal itself
+        mask_B1TT, positions_BT = documents_apart(segments_BT, causal, unmasked_is_causal=True)
         outputs = self.network.model(input_ids_BT, attention_mask=mask_B1TT, position_ids=positions_BT, use_cache=False)
         return outputs.last_hidden_state
 
@@ -67,16 +64,14 @@ class Llama(Buildable):
     def model_config(cls, network_config: LlamaConfig) -> ModelConfig:
         """The inverse of `network_config`; raises InputRefused when ModelConfig cannot say it."""
         rope: dict[str, Any] = dict(network_config.rope_parameters or {})
-        fixed = {
+        settings = {
             "hidden_act": (network_config.hidden_act, "silu"),
             "attention_bias": (network_config.attention_bias, False),
             "mlp_bias": (network_config.mlp_bias, False),
             "rope_type": (rope.get("rope_type", "default"), "default"),
             "head_dim": (network_config.head_dim, network_config.hidden_size // network_config.num_attention_heads),
         }
-        for name, (found, expected) in fixed.items():
-            if found != expected:
-                raise InputRefused(f"config.json: llama with {name} {found!r} is not supported, only {expected!r}")
+        require_known("llama", settings)
         return ModelConfig(
             architecture="llama",
             num_layers=network_config.num_hidden_layers,

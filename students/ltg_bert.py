@@ -13,13 +13,13 @@ from torch import Tensor
 from corpora.errors import RecipeError
 from corpora.token_ids import TokenIds
 from students.attention import attention_mask, one_segment_per_row
+from students.bert_sizes import bert_sizes, sizes_of_bert
 from students.buildable import (
     Activations,
     Buildable,
     ForwardFlops,
     all_fields_but,
     attention_activations,
-    default_if_none,
     gated_ffn_width,
 )
 from students.config import ModelConfig
@@ -70,39 +70,22 @@ class LtgFamily(Buildable):
     @classmethod
     def network_config(cls, config: ModelConfig, *, vocab_size: int, token_ids: TokenIds) -> LtgBertConfig:
         """The configuration of transformers that means the same."""
-        return cls.config_class(
+        sizes = bert_sizes(
+            config,
             vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
+            token_ids=token_ids,
             intermediate_size=cls.ffn_width(config),
-            max_position_embeddings=config.max_positions,
-            position_bucket_size=config.position_buckets,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.attention_dropout,
-            layer_norm_eps=default_if_none(config.norm_eps, cls.norm_eps),
-            pad_token_id=token_ids.pad,
-            bos_token_id=token_ids.begin,
-            eos_token_id=token_ids.end,
-            **{name: getattr(config, name) for name in cls.own_fields},
+            norm_eps=cls.norm_eps,
         )
+        own = {name: getattr(config, name) for name in cls.own_fields}
+        return cls.config_class(**sizes, position_bucket_size=config.position_buckets, **own)
 
     @classmethod
     def model_config(cls, network_config: LtgBertConfig) -> ModelConfig:
         """The inverse of `network_config`."""
-        return ModelConfig(
-            architecture=network_config.model_type,  # pyright: ignore[reportArgumentType]
-            num_layers=network_config.num_hidden_layers,
-            hidden_size=network_config.hidden_size,
-            num_heads=network_config.num_attention_heads,
-            intermediate_size=network_config.intermediate_size,
-            max_positions=network_config.max_position_embeddings,
-            dropout=network_config.hidden_dropout_prob,
-            attention_dropout=network_config.attention_probs_dropout_prob,
-            norm_eps=network_config.layer_norm_eps,
-            position_buckets=network_config.position_bucket_size,
-            **{name: getattr(network_config, name) for name in cls.own_fields},
-        )
+        own = {name: getattr(network_config, name) for name in cls.own_fields}
+        sizes = sizes_of_bert(network_config)
+        return ModelConfig(**sizes, position_buckets=network_config.position_bucket_size, **own)
 
     @classmethod
     def check_shape(cls, config: ModelConfig) -> None:

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from corpora.errors import InputRefused, RecipeError
+from corpora.errors import RecipeError
 from corpora.token_ids import TokenIds
-from students.attention import attention_mask, one_segment_per_row, positions_in_segments
+from students.attention import documents_apart
+from students.bert_sizes import bert_sizes, sizes_of_bert
 from students.buildable import (
     Activations,
     Buildable,
@@ -20,6 +21,7 @@ from students.buildable import (
     all_fields_but,
     attention_activations,
     default_if_none,
+    require_known,
 )
 from students.config import ModelConfig
 from students.configuration_lv_bert import PUBLISHED_LAYERS, LvBertConfig, number_of_pairs, require_layers
@@ -38,7 +40,12 @@ class LvBert(Buildable):
     config_class = LvBertConfig
     causal_head = False
     unused_fields = all_fields_but("dropout", "layers", "embedding_size")
-    source_files = ("modeling_lv_bert.py", "modeling_lv_blocks.py", "configuration_lv_bert.py")
+    source_files = (
+        "modeling_lv_bert.py",
+        "modeling_lv_blocks.py",
+        "modeling_two_segments.py",
+        "configuration_lv_bert.py",
+    )
     auto_map = LvBertConfig.auto_classes
 
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:
@@ -47,10 +54,7 @@ class LvBert(Buildable):
         Convolutions stay inside the document as attention does, and positions restart with it, so that its features
         do not depend on where in a row it stands; the original, made for rows of one example, has no such rows.
         """
-        if not causal and one_segment_per_row(segments_BT):
-            mask_B1TT = positions_BT = None
-        else:
-            mask_B1TT, positions_BT = attention_mask(segments_BT, causal), positions_in_segments(segments_BT)
+        mask_B1TT, positions_BT = documents_apart(segments_BT, causal, unmasked_is_causal=False)
         outputs = self.network.lv_bert(input_ids_BT, mask_B1TT, position_ids=positions_BT)
         return self.network.transform(outputs.last_hidden_state)
 
@@ -61,43 +65,20 @@ class LvBert(Buildable):
     @classmethod
     def network_config(cls, config: ModelConfig, *, vocab_size: int, token_ids: TokenIds) -> LvBertConfig:
         """The configuration of transformers that means the same."""
+        width = _ffn_width(config)
         return LvBertConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=_ffn_width(config),
+            **bert_sizes(config, vocab_size=vocab_size, token_ids=token_ids, intermediate_size=width, norm_eps=1e-12),
             embedding_size=_embedding_size(config),
             layers=_letters(config),
-            max_position_embeddings=config.max_positions,
             type_vocab_size=SEGMENT_TYPES,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.attention_dropout,
-            layer_norm_eps=default_if_none(config.norm_eps, 1e-12),
-            pad_token_id=token_ids.pad,
-            bos_token_id=token_ids.begin,
-            eos_token_id=token_ids.end,
         )
 
     @classmethod
     def model_config(cls, network_config: LvBertConfig) -> ModelConfig:
         """The inverse of `network_config`; raises InputRefused for another number of segment types."""
-        if network_config.type_vocab_size != SEGMENT_TYPES:
-            found = network_config.type_vocab_size
-            raise InputRefused(f"config.json: lv_bert with type_vocab_size {found} is not supported, only 2")
-        return ModelConfig(
-            architecture="lv_bert",
-            num_layers=network_config.num_hidden_layers,
-            hidden_size=network_config.hidden_size,
-            num_heads=network_config.num_attention_heads,
-            intermediate_size=network_config.intermediate_size,
-            max_positions=network_config.max_position_embeddings,
-            dropout=network_config.hidden_dropout_prob,
-            attention_dropout=network_config.attention_probs_dropout_prob,
-            norm_eps=network_config.layer_norm_eps,
-            layers=network_config.layers,
-            embedding_size=network_config.embedding_size,
-        )
+        require_known("lv_bert", {"type_vocab_size": (network_config.type_vocab_size, SEGMENT_TYPES)})
+        own = {name: getattr(network_config, name) for name in ("layers", "embedding_size")}
+        return ModelConfig(**sizes_of_bert(network_config), **own)
 
     @classmethod
     def check_shape(cls, config: ModelConfig) -> None:

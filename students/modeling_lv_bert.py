@@ -5,7 +5,7 @@ generator fills masked tokens in, and the discriminator tells for each token whe
 of their own sizes and may have their embeddings in common. A generator alone is a masked language model. This file
 travels with exported models: it needs torch, transformers and the files beside it.
 
-Axes: B rows, T positions, D hidden, E width of the embeddings, V vocabulary, C classes.
+Axes: B rows, T positions, D hidden, E width of the embeddings.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.modeling_outputs import (
-    BaseModelOutput,
-    MaskedLMOutput,
-    SequenceClassifierOutput,
-    TokenClassifierOutput,
-)
+from transformers.modeling_outputs import BaseModelOutput, TokenClassifierOutput
 
 from .configuration_lv_bert import LvBertConfig
 from .modeling_lv_blocks import SUBLAYERS, LvBertEmbeddings, LvBertPreTrainedModel, glorot, sight_of
+from .modeling_two_segments import TwoSegmentForMaskedLM, TwoSegmentForSequenceClassification, TwoSegmentModel
 
 
-class LvBertModel(LvBertPreTrainedModel):
+class LvBertModel(TwoSegmentModel, LvBertPreTrainedModel):
     """Embeddings, their projection where the widths differ, and sublayers."""
-
-    _auto_class = "AutoModel"  # so that `save_pretrained` writes the modelling files too
 
     def __init__(self, config: LvBertConfig) -> None:
         super().__init__(config)
@@ -36,14 +30,6 @@ class LvBertModel(LvBertPreTrainedModel):
             self.embeddings_project = glorot(nn.Linear(config.embedding_size, config.hidden_size))
         self.layers = nn.ModuleList(SUBLAYERS[letter](config) for letter in config.layers)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The word vectors."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the word vectors."""
-        self.embeddings.word_embeddings = value
 
     def forward(
         self,
@@ -64,17 +50,10 @@ class LvBertModel(LvBertPreTrainedModel):
         embedding's output, after its projection, and those of all sublayers. Raises ValueError for a row that is too
         long.
         """
-        length, longest = input_ids.shape[1], self.config.max_position_embeddings
-        if length > longest:
-            raise ValueError(f"input_ids: rows of {length} tokens, the table has {longest} positions; shorten them")
-        if position_ids is None:
-            position_ids = torch.arange(length, device=input_ids.device)[None]
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        hidden_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
+        hidden_BTD = self.embedded(input_ids, token_type_ids, position_ids)
         if self.config.embedding_size != self.config.hidden_size:
             hidden_BTD = self.embeddings_project(hidden_BTD)
-        keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        keep_states = self.keeps_states(output_hidden_states)
         sight, states = sight_of(attention_mask), (hidden_BTD,)
         for layer in self.layers:
             hidden_BTD = layer(hidden_BTD, sight)
@@ -110,10 +89,9 @@ class DiscriminatorHead(nn.Module):
         return self.output(functional.gelu(self.dense(hidden_BTD))).squeeze(-1)
 
 
-class LvBertForMaskedLM(LvBertPreTrainedModel):
-    """LV-BERT with a generator's head; the output embedding is the table of words."""
+class LvBertForMaskedLM(TwoSegmentForMaskedLM, LvBertPreTrainedModel):
+    """LV-BERT with a generator's head; the output embedding is the table of words, and has a bias."""
 
-    _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = {"decoder.weight": "lv_bert.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: LvBertConfig) -> None:
@@ -122,36 +100,6 @@ class LvBertForMaskedLM(LvBertPreTrainedModel):
         self.transform = GeneratorTransform(config)
         self.decoder = nn.Linear(config.embedding_size, config.vocab_size)
         self.post_init()
-
-    def get_output_embeddings(self) -> nn.Linear:
-        """The tied output embedding with its bias."""
-        return self.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the output embedding."""
-        self.decoder = value
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """Logits [B, T, V], and with `labels` (aligned, -100 where not scored) their mean cross-entropy in nats.
-
-        The other arguments are those of `LvBertModel`.
-        """
-        outputs = self.lv_bert(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states)
-        logits_BTV = self.decoder(self.transform(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels.flatten())
-        output = MaskedLMOutput(loss=loss, logits=logits_BTV, hidden_states=outputs.hidden_states)
-        return output.to_tuple() if return_dict is False else output
 
 
 class LvBertForPreTraining(LvBertPreTrainedModel):
@@ -181,41 +129,22 @@ class LvBertForPreTraining(LvBertPreTrainedModel):
         return output.to_tuple() if return_dict is False else output
 
 
-class LvBertForSequenceClassification(LvBertPreTrainedModel):
+class LvBertForSequenceClassification(TwoSegmentForSequenceClassification, LvBertPreTrainedModel):
     """ELECTRA's classifier: dropout and a linear layer on the output of the first real token."""
-
-    _auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: LvBertConfig) -> None:
         super().__init__(config)
         self.lv_bert = LvBertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]
+        self.add_classifier()
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits [B, C] of rows [B, T]; with `labels` their loss, of the kind that the configuration means.
-
-        `attention_mask`: [B, T], 0 where padded. The other arguments are those of `LvBertModel`.
-        """
-        outputs = self.lv_bert(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states)
-        rows_B = torch.arange(len(input_ids), device=input_ids.device)
+    def row_vectors(self, outputs: BaseModelOutput, attention_mask: Tensor | None) -> Tensor:
+        """The output of the first real token, [B, D]."""
+        hidden_BTD = outputs.last_hidden_state
+        assert hidden_BTD is not None, "the body always answers"
+        rows_B = torch.arange(len(hidden_BTD), device=hidden_BTD.device)
         first_B = torch.zeros_like(rows_B) if attention_mask is None else attention_mask.long().argmax(1)
-        logits_BC = self.classifier(self.dropout(outputs.last_hidden_state[rows_B, first_B]))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits_BC, config=self.config)
-        output = SequenceClassifierOutput(loss=loss, logits=logits_BC, hidden_states=outputs.hidden_states)
-        return output.to_tuple() if return_dict is False else output
+        return hidden_BTD[rows_B, first_B]
 
 
 def share_embeddings(generator: LvBertForMaskedLM, discriminator: LvBertForPreTraining) -> None:

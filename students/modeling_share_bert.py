@@ -3,15 +3,16 @@
 The classes of transformers; `modeling_share_blocks` has what they are made of. This file travels with exported models:
 it needs torch, transformers and the files beside it.
 
-Axes: B rows, T positions, D hidden, V vocabulary, L classes.
+Axes: B rows, T positions, D hidden.
 """
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .configuration_share_bert import ShareBertConfig
 from .modeling_share_blocks import (
@@ -23,12 +24,11 @@ from .modeling_share_blocks import (
     additive_scores,
     new_norm,
 )
+from .modeling_two_segments import TwoSegmentForMaskedLM, TwoSegmentForSequenceClassification, TwoSegmentModel
 
 
-class ShareBertModel(ShareBertPreTrainedModel):
+class ShareBertModel(TwoSegmentModel, ShareBertPreTrainedModel):
     """Embeddings, layers on the matrices carved from them, and a pooler."""
-
-    _auto_class = "AutoModel"  # so that `save_pretrained` writes the modelling files too
 
     def __init__(self, config: ShareBertConfig) -> None:
         super().__init__(config)
@@ -39,14 +39,6 @@ class ShareBertModel(ShareBertPreTrainedModel):
             self.final_norm = new_norm(config, config.hidden_size)
         self.pooler = ShareBertPooler(config)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The table of words, of width E."""
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        """Replace the table of words, and with it all matrices."""
-        self.embeddings.word_embeddings = value
 
     def forward(
         self,
@@ -65,15 +57,8 @@ class ShareBertModel(ShareBertPreTrainedModel):
         `output_hidden_states` adds the embedding's output and those of all layers, before the final norm. Raises
         ValueError for a row that is too long.
         """
-        length, longest = input_ids.shape[1], self.config.max_position_embeddings
-        if length > longest:
-            raise ValueError(f"input_ids: rows of {length} tokens, the table has {longest} positions; shorten them")
-        if position_ids is None:
-            position_ids = torch.arange(length, device=input_ids.device)[None]
-        if token_type_ids is None:
-            token_type_ids = torch.zeros_like(input_ids)
-        keep_states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        hidden_BTD = self.embeddings(input_ids, token_type_ids, position_ids)
+        keep_states = self.keeps_states(output_hidden_states)
+        hidden_BTD = self.embedded(input_ids, token_type_ids, position_ids)
         matrices = self.virtual_embeddings(self.embeddings.word_embeddings.weight, pooler=pooling)
         mask, states = additive_scores(attention_mask), (hidden_BTD,)
         for layer in self.layers:
@@ -103,13 +88,11 @@ class ShareBertTransform(nn.Module):
         return self.layer_norm(functional.gelu(self.dense(hidden_BTD)))
 
 
-class ShareBertForMaskedLM(ShareBertPreTrainedModel):
+class ShareBertForMaskedLM(TwoSegmentForMaskedLM, ShareBertPreTrainedModel):
     """ShareBERT with its masked-language-model head, whose output embedding has a matrix of its own and no bias.
 
     The original stores a bias for it, which its forward pass never adds.
     """
-
-    _auto_class = "AutoModelForMaskedLM"
 
     def __init__(self, config: ShareBertConfig) -> None:
         super().__init__(config)
@@ -118,69 +101,21 @@ class ShareBertForMaskedLM(ShareBertPreTrainedModel):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
-    def get_output_embeddings(self) -> nn.Linear:
-        """The output embedding."""
-        return self.decoder
-
-    def set_output_embeddings(self, value: nn.Linear) -> None:
-        """Replace the output embedding."""
-        self.decoder = value
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> MaskedLMOutput | tuple[Tensor, ...]:
-        """Logits [B, T, V], and with `labels` (aligned, -100 where not scored) their mean cross-entropy in nats.
-
-        The other arguments are those of `ShareBertModel`.
-        """
-        outputs = self.share_bert(
-            input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states, pooling=False
-        )
-        logits_BTV = self.decoder(self.transform(outputs.last_hidden_state))
-        loss = None
-        if labels is not None:
-            loss = functional.cross_entropy(logits_BTV.flatten(0, 1).float(), labels.flatten())
-        output = MaskedLMOutput(loss=loss, logits=logits_BTV, hidden_states=outputs.hidden_states)
-        return output.to_tuple() if return_dict is False else output
+    def read(self, *asked: Any) -> BaseModelOutputWithPooling:
+        """The body's answer without the pooled output, whose matrix is not carved then."""
+        return self.share_bert(*asked, pooling=False)
 
 
-class ShareBertForSequenceClassification(ShareBertPreTrainedModel):
+class ShareBertForSequenceClassification(TwoSegmentForSequenceClassification, ShareBertPreTrainedModel):
     """Dropout and a linear layer on the pooled output."""
-
-    _auto_class = "AutoModelForSequenceClassification"
 
     def __init__(self, config: ShareBertConfig) -> None:
         super().__init__(config)
         self.share_bert = ShareBertModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)  # pyright: ignore[reportArgumentType]
+        self.add_classifier()
         self.post_init()
 
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> SequenceClassifierOutput | tuple[Tensor, ...]:
-        """Logits [B, L] of rows [B, T]; with `labels` their loss, of the kind that the configuration means.
-
-        The other arguments are those of `ShareBertModel`.
-        """
-        outputs = self.share_bert(input_ids, attention_mask, token_type_ids, position_ids, output_hidden_states)
-        logits_BL = self.classifier(self.dropout(outputs.pooler_output))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits_BL, config=self.config)
-        output = SequenceClassifierOutput(loss=loss, logits=logits_BL, hidden_states=outputs.hidden_states)
-        return output.to_tuple() if return_dict is False else output
+    def row_vectors(self, outputs: BaseModelOutputWithPooling, attention_mask: Tensor | None) -> Tensor:
+        """The pooled output, [B, D]."""
+        assert outputs.pooler_output is not None, "it was asked for"
+        return outputs.pooler_output

@@ -9,10 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
-from corpora.errors import InputRefused, RecipeError
+from corpora.errors import RecipeError
 from corpora.token_ids import TokenIds
-from students.attention import attention_mask, one_segment_per_row, positions_in_segments
-from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none
+from students.attention import documents_apart
+from students.bert_sizes import bert_sizes, sizes_of_bert
+from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none, require_known
 from students.config import ModelConfig
 from students.configuration_share_bert import ShareBertConfig, require_room
 from students.head import Head
@@ -29,7 +30,12 @@ class ShareBert(Buildable):
     config_class = ShareBertConfig
     causal_head = False
     unused_fields = all_fields_but("dropout", "factor_size", "encoder_ln_mode", "layer_norm_type")
-    source_files = ("modeling_share_bert.py", "modeling_share_blocks.py", "configuration_share_bert.py")
+    source_files = (
+        "modeling_share_bert.py",
+        "modeling_share_blocks.py",
+        "modeling_two_segments.py",
+        "configuration_share_bert.py",
+    )
     auto_map = ShareBertConfig.auto_classes
 
     def __init__(self, config: ModelConfig, **known: Any) -> None:
@@ -45,10 +51,7 @@ class ShareBert(Buildable):
         Positions restart with the document, so that its features do not depend on where in a row it stands; the
         original, made for rows of one example, has no such rows.
         """
-        if not causal and one_segment_per_row(segments_BT):
-            mask_B1TT = positions_BT = None
-        else:
-            mask_B1TT, positions_BT = attention_mask(segments_BT, causal), positions_in_segments(segments_BT)
+        mask_B1TT, positions_BT = documents_apart(segments_BT, causal, unmasked_is_causal=False)
         outputs = self.network.share_bert(input_ids_BT, mask_B1TT, position_ids=positions_BT, pooling=False)
         return self.network.transform(outputs.last_hidden_state)
 
@@ -60,45 +63,21 @@ class ShareBert(Buildable):
     def network_config(cls, config: ModelConfig, *, vocab_size: int, token_ids: TokenIds) -> ShareBertConfig:
         """The configuration of transformers that means the same; raises RecipeError for too small a vocabulary."""
         _require_room(config, vocab_size)
+        width = _ffn_width(config)
         return ShareBertConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            intermediate_size=_ffn_width(config),
+            **bert_sizes(config, vocab_size=vocab_size, token_ids=token_ids, intermediate_size=width, norm_eps=1e-5),
             factor_size=_factor_size(config),
-            max_position_embeddings=config.max_positions,
             type_vocab_size=SEGMENT_TYPES,
             encoder_ln_mode=config.encoder_ln_mode,
             layer_norm_type=config.layer_norm_type,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.attention_dropout,
-            layer_norm_eps=default_if_none(config.norm_eps, 1e-5),
-            pad_token_id=token_ids.pad,
-            bos_token_id=token_ids.begin,
-            eos_token_id=token_ids.end,
         )
 
     @classmethod
     def model_config(cls, network_config: ShareBertConfig) -> ModelConfig:
         """The inverse of `network_config`; raises InputRefused for another number of segment types."""
-        if network_config.type_vocab_size != SEGMENT_TYPES:
-            found = network_config.type_vocab_size
-            raise InputRefused(f"config.json: share_bert with type_vocab_size {found} is not supported, only 2")
-        return ModelConfig(
-            architecture="share_bert",
-            num_layers=network_config.num_hidden_layers,
-            hidden_size=network_config.hidden_size,
-            num_heads=network_config.num_attention_heads,
-            intermediate_size=network_config.intermediate_size,
-            factor_size=network_config.factor_size,
-            max_positions=network_config.max_position_embeddings,
-            dropout=network_config.hidden_dropout_prob,
-            attention_dropout=network_config.attention_probs_dropout_prob,
-            norm_eps=network_config.layer_norm_eps,
-            encoder_ln_mode=network_config.encoder_ln_mode,  # pyright: ignore[reportArgumentType]
-            layer_norm_type=network_config.layer_norm_type,  # pyright: ignore[reportArgumentType]
-        )
+        require_known("share_bert", {"type_vocab_size": (network_config.type_vocab_size, SEGMENT_TYPES)})
+        own = {name: getattr(network_config, name) for name in ("factor_size", "encoder_ln_mode", "layer_norm_type")}
+        return ModelConfig(**sizes_of_bert(network_config), **own)
 
     @classmethod
     def check_shape(cls, config: ModelConfig) -> None:
