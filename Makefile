@@ -21,28 +21,31 @@ quickstart: .venv
 	.venv/bin/cuvee run configs/quickstart.yaml
 
 # tensors in tests are small: a second thread costs more than it gives
-test: export OMP_NUM_THREADS ?= 1
-test: export TOKENIZERS_PARALLELISM = false
-test: export HF_HUB_OFFLINE = 1
+test test-peers test-export: export OMP_NUM_THREADS ?= 1
+test test-peers test-export: export TOKENIZERS_PARALLELISM = false
+test test-peers test-export: export HF_HUB_OFFLINE = 1
+
 test: .venv
 	.venv/bin/python -m pytest
 
-# lm-eval and minicons, whose requirements contradict ours and each other's, in environments of their own
+# an environment of its own, with our torch and what the first file that it is made from lists
+define environment
+	@echo "setting up $(@D): some minutes the first time"
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+endef
+
+# lm-eval and minicons, whose requirements contradict ours and each other's
 PEERS := .venv-peers/lm-eval/.installed .venv-peers/minicons/.installed
 
 peers: $(PEERS)
 
 $(PEERS): .venv-peers/%/.installed: tests/peers/%.txt constraints.txt
-	@echo "setting up .venv-peers/$*: some minutes the first time"
-	$(PYTHON) -m venv .venv-peers/$*
-	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	.venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r tests/peers/$*.txt
-	@touch $@
+	$(environment)
 
 # their scores and verdicts are ours, on every pair
-test-peers: export OMP_NUM_THREADS ?= 1
-test-peers: export TOKENIZERS_PARALLELISM = false
-test-peers: export HF_HUB_OFFLINE = 1
 test-peers: .venv peers
 	.venv/bin/python -m pytest tests/peers/with_lm_eval.py tests/peers/with_minicons.py
 
@@ -50,16 +53,9 @@ test-peers: .venv peers
 EXPORTS := .venv-export/transformers-4.51.3/.installed .venv-export/transformers-current/.installed
 
 $(EXPORTS): .venv-export/%/.installed: tests/export/%.txt constraints.txt
-	@echo "setting up .venv-export/$*: some minutes the first time"
-	$(PYTHON) -m venv .venv-export/$*
-	.venv-export/$*/bin/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
-	.venv-export/$*/bin/python -m pip install --quiet --disable-pip-version-check -r tests/export/$*.txt
-	@touch $@
+	$(environment)
 
 # folders of every architecture answer in both as they do here
-test-export: export OMP_NUM_THREADS ?= 1
-test-export: export TOKENIZERS_PARALLELISM = false
-test-export: export HF_HUB_OFFLINE = 1
 test-export: .venv $(EXPORTS)
 	.venv/bin/python -m pytest tests/export/with_transformers.py
 

@@ -4,31 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import promises
 import pytest
 import torch
+from promises import (
+    assert_documents_apart,
+    assert_equal_gradients_again,
+    assert_one_graph,
+    assert_sees,
+    loaded_both_ways,
+    moved,
+    run_away,
+)
 from safetensors import safe_open
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from corpora.batch import PADDING_SEGMENT
 from corpora.errors import InputRefused, RecipeError
 from corpora.storage import new_folder
 from corpora.token_ids import TokenIds
-from distill.sharding import transformer_blocks
 from students.buildable import Buildable
 from students.config import ModelConfig
 from students.ltg_names import from_original, gpt_bert_form, original_names
 from students.registry import ARCHITECTURES, build_model, forward_flops_per_token, parameter_count
-from students.run_folder import load_model, save_model
+from students.run_folder import save_model
 
 GOLDEN_FILES = Path(__file__).parent / "golden"
 PLAIN = {"attention_gate": False, "layer_average": False}
@@ -68,19 +71,14 @@ def golden(form: str) -> tuple[Buildable, dict[str, Tensor]]:
 
 
 def small_model(form: str, **changes: Any) -> Buildable:
-    """A small model in evaluation mode, with every parameter moved so that zeros and ones hide nothing."""
+    """A small model in evaluation mode, moved away from its initial weights."""
     sizes: dict[str, Any] = {"num_layers": 3, "hidden_size": 32, "num_heads": 4, "position_buckets": 8}
     config = ModelConfig(**(FORMS[form] | sizes | changes))
-    model = build_model(config, vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+    return moved(build_model(config, vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=0))
 
 
 def some_tokens(*shape: int) -> Tensor:
-    return torch.randint(4, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(3))
+    return promises.some_tokens(*shape, vocab_size=VOCAB_SIZE)
 
 
 # the originals
@@ -258,28 +256,15 @@ def test_fields_of_another_architecture_are_refused() -> None:
 @every_form
 @pytest.mark.parametrize("causal", [True, False])
 def test_other_documents_and_padding_change_nothing(form: str, causal: bool) -> None:
-    model = small_model(form)
     segments_BT = torch.tensor([[0] * 5 + [1] * 9 + [2] * 4 + [PADDING_SEGMENT] * 2, [PADDING_SEGMENT] * 3 + [0] * 17])
-    input_ids_BT = some_tokens(*segments_BT.shape)
-    packed_BTD = model.features(input_ids_BT, segments_BT, causal)
-    for row, segment in ((0, 0), (0, 1), (0, 2), (1, 0)):
-        chosen_T = segments_BT[row] == segment
-        alone_1T = input_ids_BT[row : row + 1, chosen_T]
-        alone_1TD = model.features(alone_1T, torch.zeros_like(alone_1T), causal)
-        # features are of the order of 1, and rounding moves them by 1e-5
-        torch.testing.assert_close(packed_BTD[row, chosen_T], alone_1TD[0], atol=1e-4, rtol=0)
+    # features are of the order of 1, and rounding moves them by 1e-5
+    assert_documents_apart(small_model(form), segments_BT, causal, atol=1e-4)
 
 
 @every_form
 @pytest.mark.parametrize("causal", [True, False])
 def test_gradients_show_who_is_seen(form: str, causal: bool) -> None:
-    model, seen, at = small_model(form), [], 4
-    model.network.get_input_embeddings().register_forward_hook(lambda _module, _ids, output: seen.append(output))
-    features_BTD = model.features(some_tokens(1, 9), torch.zeros(1, 9, dtype=torch.int64), causal)
-    (gradient_BTD,) = torch.autograd.grad(features_BTD[0, at].square().sum(), seen[0])
-    reached_T = gradient_BTD[0].abs().amax(-1)
-    assert (reached_T[: at + 1] > 1e-7).all()
-    assert (reached_T[at + 1 :] == 0).all() if causal else (reached_T[at + 1 :] > 1e-7).all()
+    assert_sees(small_model(form), causal)
 
 
 # memory and speed
@@ -287,31 +272,15 @@ def test_gradients_show_who_is_seen(form: str, causal: bool) -> None:
 
 @every_form
 def test_activations_worked_out_again_give_equal_gradients(form: str) -> None:
-    """Also where dropout is drawn; ELC-BERT and GPT-BERT hand their earlier states over as they were."""
+    """ELC-BERT and GPT-BERT hand their earlier states over as they were."""
     model = small_model(form, dropout=0.1, attention_dropout=0.1).train()
-    again = deepcopy(model)
-    for block in transformer_blocks(again):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    input_ids_BT = some_tokens(2, 12)
-    for trained in (model, again):
-        torch.manual_seed(5)
-        trained.features(input_ids_BT, torch.zeros_like(input_ids_BT), True).square().sum().backward()
-    assert len(transformer_blocks(again)) == model.config.num_layers
-    expected = {name: parameter.grad for name, parameter in model.network.named_parameters()}
-    for name, parameter in again.network.named_parameters():
-        assert (expected[name] is None) == (parameter.grad is None), name
-        assert parameter.grad is None or torch.equal(parameter.grad, expected[name]), name
+    assert_equal_gradients_again(model, model.config.num_layers)
 
 
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 @every_architecture
 def test_a_body_is_one_graph(form: str) -> None:
-    model = small_model(form, num_layers=2)
-    input_ids_BT = some_tokens(2, 12)
-    segments_BT = torch.zeros_like(input_ids_BT)
-    eager_BTD = model.features(input_ids_BT, segments_BT, True)
-    model.network.base_model.compile(backend="eager", fullgraph=True)
-    torch.testing.assert_close(model.features(input_ids_BT, segments_BT, True), eager_BTD)
+    assert_one_graph(small_model(form, num_layers=2), causal=True)
 
 
 # folders
@@ -320,48 +289,26 @@ def test_a_body_is_one_graph(form: str) -> None:
 @every_architecture
 def test_a_saved_model_is_loaded_as_it_was(form: str, tmp_path: Path) -> None:
     model = small_model(form, norm_eps=1e-6, intermediate_size=40, max_positions=64)
-    with new_folder(tmp_path / "run", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    model.network.save_pretrained(tmp_path / "theirs")
     input_ids_BT = some_tokens(2, 70)  # longer than the table of buckets is laid out for
-    segments_BT = torch.zeros_like(input_ids_BT)
-    for folder in ("run", "theirs"):
-        loaded = load_model(tmp_path / folder)
-        assert isinstance(loaded, Buildable) and loaded.config == model.config
+    for loaded in loaded_both_ways(model, tmp_path, input_ids_BT, torch.zeros_like(input_ids_BT)):
+        assert loaded.config == model.config
         assert loaded.head().weight_VD is loaded.network.get_input_embeddings().weight
-        for causal in (True, False):
-            expected_BTD = model.features(input_ids_BT, segments_BT, causal)
-            assert torch.equal(loaded.features(input_ids_BT, segments_BT, causal), expected_BTD)
 
 
 AWAY = """
-import sys
-sys.modules |= dict.fromkeys(["corpora", "students", "teachers", "distill"])  # None: importing one fails
-import torch, transformers
-given = torch.load(sys.argv[1])
 for folder, answers in given["folders"].items():
-    def loaded(auto_class, **settings):
-        model, loading = getattr(transformers, auto_class).from_pretrained(
-            folder, trust_remote_code=True, output_loading_info=True, **settings
-        )
-        assert not loading["unexpected_keys"] or auto_class in ("AutoModel", "AutoModelForSequenceClassification")
-        return model, {name for name in loading["missing_keys"]}
-    ids, mask = given["input_ids"], given["attention_mask"]
     heads = {"AutoModelForMaskedLM": "masked"} | ({"AutoModelForCausalLM": "causal"} if "causal" in answers else {})
     for auto_class, mode in heads.items():
-        model, missing = loaded(auto_class)
+        model, missing = loaded(auto_class, folder)
         assert not missing, missing
         assert model.decoder.weight is model.get_input_embeddings().weight
         found = model(ids, mask).logits[mask == 1]
         torch.testing.assert_close(found, answers[mode][mask == 1], atol=1e-5, rtol=0)
-    body, missing = loaded("AutoModel")
+    body, missing = loaded("AutoModel", folder)
     assert not missing, missing
     features = model.transform(body(ids, mask).last_hidden_state)
     torch.testing.assert_close(features[mask == 1], answers["features"][mask == 1], atol=1e-5, rtol=0)
-    classifier, missing = loaded("AutoModelForSequenceClassification", num_labels=3)
-    assert {name.partition(".")[0] for name in missing} == {"classifier"}, missing
-    output = classifier(ids, mask, labels=torch.zeros(len(ids), dtype=torch.int64))
-    assert output.logits.shape == (len(ids), 3) and output.loss.isfinite()
+    classifier, output = classified(folder)
     alone = classifier(ids[:1, mask[0] == 1]).logits
     torch.testing.assert_close(output.logits[:1], alone, atol=1e-5, rtol=0)
 print("all", len(given["folders"]))
@@ -386,16 +333,5 @@ def test_folders_work_where_this_toolkit_is_not(tmp_path: Path) -> None:
             if FORMS[form]["architecture"] == "gpt_bert":
                 answers["causal"] = model.head().logits(model.features(input_ids_BT, mask_BT - 1, True))
         folders[str(tmp_path / form)] = answers
-    torch.save({"folders": folders, "input_ids": input_ids_BT, "attention_mask": mask_BT}, tmp_path / "given.pt")
-    (tmp_path / "away").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONSAFEPATH": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", AWAY, str(tmp_path / "given.pt")],
-        cwd=tmp_path / "away",
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0 and finished.stdout.strip() == f"all {len(folders)}", finished.stderr
+    given = {"folders": folders, "input_ids": input_ids_BT, "attention_mask": mask_BT}
+    assert run_away(AWAY, given, tmp_path) == "all 3"

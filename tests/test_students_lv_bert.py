@@ -3,40 +3,41 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import promises
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promises import (
+    assert_documents_apart,
+    assert_equal_gradients_again,
+    assert_near_in_bf16,
+    assert_one_graph,
+    loaded_both_ways,
+    moved,
+    packed_row,
+    reached,
+    run_away,
+    saved_both_ways,
+)
 from safetensors import safe_open
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from corpora.batch import PADDING_SEGMENT
 from corpora.errors import InputRefused, RecipeError
-from corpora.storage import new_folder
 from corpora.token_ids import TokenIds
-from distill.sharding import transformer_blocks
 from students.attention import attention_mask
 from students.buildable import Buildable
 from students.config import ModelConfig
 from students.configuration_lv_bert import PUBLISHED_LAYERS, LvBertConfig
 from students.lv_bert import LvBert, generator_config
 from students.lv_bert_names import (
-    discriminator_part,
     from_original,
-    generator_part,
-    in_original_layout,
     network_class,
-    original_names,
 )
 from students.modeling_lv_bert import (
     LvBertForMaskedLM,
@@ -47,7 +48,6 @@ from students.modeling_lv_bert import (
 )
 from students.modeling_lv_blocks import TAPS, DynamicConvolution, Sight, sight_of
 from students.registry import build_model, forward_flops_per_token, parameter_count
-from students.run_folder import load_model, save_model
 
 GOLDEN = Path(__file__).parent / "golden" / "lv_bert_encoder.safetensors"
 VOCAB_SIZE = 96
@@ -71,21 +71,12 @@ def read_golden() -> tuple[dict[str, Tensor], dict[str, Tensor], LvBertConfig]:
     return tensors, original, config
 
 
-def moved(network: torch.nn.Module) -> Any:
-    """The same network in evaluation mode, every parameter moved so that zeros and ones hide nothing."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return network.eval()
-
-
 def small_model(**changes: Any) -> Buildable:
     return moved(build_model(ModelConfig(**(SMALL | changes)), vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=0))
 
 
 def some_tokens(*shape: int) -> Tensor:
-    return torch.randint(4, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(3))
+    return promises.some_tokens(*shape, vocab_size=VOCAB_SIZE)
 
 
 # the original
@@ -177,75 +168,6 @@ def test_a_classifier_reads_the_first_real_token() -> None:
     hidden_BTD = network.lv_bert(input_ids_BT, mask_BT).last_hidden_state
     expected_BC = network.classifier(torch.stack([hidden_BTD[0, 3], hidden_BTD[1, 0]]))
     torch.testing.assert_close(network(input_ids_BT, mask_BT).logits, expected_BC)
-
-
-# checkpoints
-
-
-def original_state(network: Any, **settings: Any) -> dict[str, Tensor]:
-    """A network of ours as the original would have stored it."""
-    state = network.state_dict()
-    names = original_names(network, **settings)
-    return {original: in_original_layout(original, state[name]).clone() for name, original in names.items()}
-
-
-def test_names_and_layouts_of_the_original_are_all_known() -> None:
-    _, original, config = read_golden()
-    network = LvBertModel(config)
-    assert original_names(network).keys() == network.state_dict().keys()
-    network.load_state_dict(from_original(original, network, place="golden"))
-    again = original_state(network)
-    assert again.keys() == original.keys()
-    assert all(torch.equal(again[name], original[name]) for name in original)
-    optimiser = {
-        "global_step": torch.tensor(3),
-        "electra/embeddings_project/bias/adam_m": torch.zeros(config.hidden_size),
-    }
-    assert from_original(original | optimiser, network, place="golden").keys() == network.state_dict().keys()
-
-
-def test_a_pre_training_checkpoint_is_a_discriminator_and_its_generator() -> None:
-    discriminator = LvBertForPreTraining(
-        LvBertConfig(vocab_size=60, hidden_size=64, num_attention_heads=2, layers="DSF")
-    )
-    config = LvBertConfig(vocab_size=60, hidden_size=32, num_attention_heads=2, intermediate_size=128, layers="DSF")
-    generator = LvBertForMaskedLM(config)
-    share_embeddings(moved(generator), moved(discriminator))
-    state = original_state(generator, scope="generator") | original_state(discriminator)
-    assert state["generator_predictions/output_bias"].shape == (60,)
-    assert state["discriminator_predictions/dense_1/kernel"].shape == (64, 1)
-    assert "generator/embeddings_project/kernel" in state and "generator/embeddings/word_embeddings" not in state
-    parts = {"electra": discriminator_part(state), "generator": generator_part(state)}
-    assert network_class(state) is network_class(parts["electra"]) is LvBertForPreTraining
-    assert network_class(parts["generator"]) is LvBertForMaskedLM
-    for network, scope in ((discriminator, "electra"), (generator, "generator")):
-        again = from_original(parts[scope], network, place=scope, scope=scope)
-        assert again.keys() == network.state_dict().keys()
-        assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
-    with pytest.raises(InputRefused, match="not known: generator/"):
-        from_original(state, discriminator, place="both")
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused_with_every_tensor_named() -> None:
-    _, original, config = read_golden()
-    network = LvBertModel(config)
-    depthwise = (
-        "electra/encoder/layer_0/first_submodule/dynamic_convolution_layer/convolution/conv_attn_key/depthwise_kernel"
-    )
-    query = "electra/encoder/layer_0/second_submodule/attention/self/query/kernel"
-    dense = "electra/encoder/layer_1/first_submodule/intermediate/dense/kernel"
-    changes = {
-        depthwise: torch.zeros(32, 9, 1),
-        dense: torch.zeros(64, 32),
-        "bert/x": torch.zeros(1),
-        "y": torch.zeros(1),
-    }
-    with pytest.raises(InputRefused) as refused:
-        from_original({n: t for n, t in (original | changes).items() if n != query}, network, place="model.ckpt")
-    line = str(refused.value)
-    assert "\n" not in line and line.startswith("model.ckpt: ") and f"missing: {query};" in line
-    assert "not known: bert/x, y;" in line
-    assert f"{depthwise} (32, 9, 1) for (9, 32, 1)" in line and f"{dense} (64, 32) for (32, 64)" in line
 
 
 # sizes and initial weights
@@ -382,27 +304,16 @@ def test_other_documents_and_padding_change_nothing(
     causal: bool, layers: str, lengths: list[int], before: int, after: int
 ) -> None:
     model = small_model(layers=layers, num_layers=(len(layers) + 1) // 2)
-    documents = [segment for segment, length in enumerate(lengths) for _ in range(length)]
-    segments_1T = torch.tensor([[PADDING_SEGMENT] * before + documents + [PADDING_SEGMENT] * after])
-    input_ids_1T = some_tokens(*segments_1T.shape)
-    packed_1TE = model.features(input_ids_1T, segments_1T, causal)
-    assert packed_1TE.isfinite().all()
-    for segment in range(len(lengths)):
-        chosen_T = segments_1T[0] == segment
-        alone_1T = input_ids_1T[:, chosen_T]
-        alone_1TE = model.features(alone_1T, torch.zeros_like(alone_1T), causal)
-        torch.testing.assert_close(packed_1TE[0, chosen_T], alone_1TE[0], atol=1e-5, rtol=0)
+    assert_documents_apart(model, packed_row(lengths, before, after), causal)
 
 
 @both_directions
 @pytest.mark.parametrize(("layers", "reach"), [("F", 0), ("D", 4), ("DD", 8), ("S", 99)])
 def test_gradients_show_who_is_seen(layers: str, reach: int, causal: bool) -> None:
-    model, seen, at = small_model(layers=layers, num_layers=1), [], 9
-    model.network.get_input_embeddings().register_forward_hook(lambda _module, _ids, output: seen.append(output))
-    features_1TE = model.features(some_tokens(1, 20), torch.zeros(1, 20, dtype=torch.int64), causal)
-    (gradient_1TE,) = torch.autograd.grad(features_1TE[0, at].square().sum(), seen[0])
+    at = 9
+    reached_T = reached(small_model(layers=layers, num_layers=1), at=at, length=20, causal=causal)
     expected_T = torch.tensor([abs(at - t) <= reach and (t <= at or not causal) for t in range(20)])
-    assert torch.equal(gradient_1TE[0].abs().amax(-1) > 0, expected_T)
+    assert torch.equal(reached_T > 0, expected_T)
 
 
 def test_padding_means_what_it_means_in_the_original_where_the_mask_is_transformers() -> None:
@@ -494,41 +405,18 @@ def test_every_dropout_drops_in_training_and_none_in_evaluation() -> None:
 
 @both_directions
 def test_bf16_autocast_stays_near_fp32(causal: bool) -> None:
-    model = small_model()
     segments_BT = torch.tensor([[0] * 5 + [1] * 9 + [2] * 4 + [PADDING_SEGMENT] * 2, [0] * 20])
-    input_ids_BT = some_tokens(*segments_BT.shape)
-    exact_BTE = model.features(input_ids_BT, segments_BT, causal)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded_BTE = model.features(input_ids_BT, segments_BT, causal)
-        model.head().logits(rounded_BTE).mean().backward()
-    assert (rounded_BTE.float() - exact_BTE).norm() / exact_BTE.norm() < 0.05
+    assert_near_in_bf16(small_model(), segments_BT, causal)
 
 
 def test_activations_worked_out_again_give_equal_gradients() -> None:
-    """Also where dropout is drawn."""
     model = small_model(dropout=0.1, attention_dropout=0.1).train()
-    again = deepcopy(model)
-    for block in transformer_blocks(again):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    input_ids_BT = some_tokens(2, 12)
-    for trained in (model, again):
-        torch.manual_seed(5)
-        trained.features(input_ids_BT, torch.zeros_like(input_ids_BT), True).square().sum().backward()
-    assert len(transformer_blocks(again)) == len(SMALL["layers"])
-    expected = {name: parameter.grad for name, parameter in model.network.named_parameters()}
-    for name, parameter in again.network.named_parameters():
-        assert (expected[name] is None) == (parameter.grad is None), name
-        assert parameter.grad is None or torch.equal(parameter.grad, expected[name]), name
+    assert_equal_gradients_again(model, len(SMALL["layers"]))
 
 
 @both_directions
 def test_a_body_is_one_graph(causal: bool) -> None:
-    model = small_model()
-    input_ids_BT = some_tokens(2, 12)
-    segments_BT = torch.zeros_like(input_ids_BT)
-    eager_BTE = model.features(input_ids_BT, segments_BT, causal)
-    model.network.base_model.compile(backend="eager", fullgraph=True)
-    torch.testing.assert_close(model.features(input_ids_BT, segments_BT, causal), eager_BTE)
+    assert_one_graph(small_model(), causal)
 
 
 def test_a_mask_of_ones_is_no_mask() -> None:
@@ -546,31 +434,13 @@ def test_a_mask_of_ones_is_no_mask() -> None:
 
 def test_a_saved_model_is_loaded_as_it_was(tmp_path: Path) -> None:
     model = small_model(norm_eps=1e-6, intermediate_size=40, max_positions=64)
-    with new_folder(tmp_path / "run", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    model.network.save_pretrained(tmp_path / "theirs")
-    input_ids_BT = some_tokens(2, 40)
     segments_BT = torch.tensor([[0] * 15 + [1] * 25, [0] * 40])
-    for folder in ("run", "theirs"):
-        loaded = load_model(tmp_path / folder)
-        assert isinstance(loaded, LvBert) and loaded.config == model.config
+    for loaded in loaded_both_ways(model, tmp_path, some_tokens(2, 40), segments_BT):
+        assert loaded.config == model.config
         assert loaded.head().weight_VD is loaded.network.get_input_embeddings().weight
-        for causal in (True, False):
-            expected_BTE = model.features(input_ids_BT, segments_BT, causal)
-            assert torch.equal(loaded.features(input_ids_BT, segments_BT, causal), expected_BTE)
 
 
 AWAY = """
-import sys
-sys.modules |= dict.fromkeys(["corpora", "students", "teachers", "distill"])  # None: importing one fails
-import torch, transformers
-given = torch.load(sys.argv[1])
-ids, mask = given["input_ids"], given["attention_mask"]
-def loaded(auto_class, folder, **settings):
-    model, loading = getattr(transformers, auto_class).from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True, **settings
-    )
-    return model, {name.partition(".")[0] for name in loading["missing_keys"]}
 def same(found, expected):
     torch.testing.assert_close(found, given[expected], atol=1e-6, rtol=0)
 for folder in given["folders"]:
@@ -583,10 +453,7 @@ for folder in given["folders"]:
         model, missing = loaded("AutoModelForMaskedLM", folder)
         assert not missing and model.decoder.weight is model.get_input_embeddings().weight
         same(model(ids, mask).logits, "logits")
-    classifier, missing = loaded("AutoModelForSequenceClassification", folder, num_labels=3)
-    assert missing == {"classifier"}, missing
-    output = classifier(ids, mask, labels=torch.zeros(len(ids), dtype=torch.int64))
-    assert output.logits.shape == (len(ids), 3) and output.loss.isfinite()
+    classified(folder)
 discriminator, missing = loaded("AutoModelForPreTraining", given["folders"][0])
 assert missing == {"discriminator_predictions"} and discriminator(ids, mask).logits.shape == ids.shape
 print("all", len(given["folders"]))
@@ -596,26 +463,12 @@ print("all", len(given["folders"]))
 def test_folders_work_where_this_toolkit_is_not(tmp_path: Path) -> None:
     """Auto classes load ours, transformers' and an encoder alone, in a process that cannot import the project."""
     model = small_model()
-    with new_folder(tmp_path / "ours", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    model.network.save_pretrained(tmp_path / "theirs")
-    model.network.lv_bert.save_pretrained(tmp_path / "encoder")
+    folders = [*saved_both_ways(model, tmp_path), tmp_path / "encoder"]
+    model.network.lv_bert.save_pretrained(folders[-1])
     input_ids_BT, mask_BT = some_tokens(2, 12), torch.ones(2, 12, dtype=torch.int64)
     mask_BT[1, 9:] = 0
     with torch.no_grad():
         outputs = model.network(input_ids_BT, mask_BT, output_hidden_states=True)
-    given = {"folders": [str(tmp_path / name) for name in ("ours", "theirs", "encoder")], "logits": outputs.logits}
-    given |= {"hidden": outputs.hidden_states[-1], "embedded": outputs.hidden_states[0]}
-    torch.save(given | {"input_ids": input_ids_BT, "attention_mask": mask_BT}, tmp_path / "given.pt")
-    (tmp_path / "away").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONSAFEPATH": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", AWAY, str(tmp_path / "given.pt")],
-        cwd=tmp_path / "away",
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0 and finished.stdout.strip() == "all 3", finished.stderr
+    given = {"folders": list(map(str, folders)), "input_ids": input_ids_BT, "attention_mask": mask_BT}
+    given |= {"logits": outputs.logits, "hidden": outputs.hidden_states[-1], "embedded": outputs.hidden_states[0]}
+    assert run_away(AWAY, given, tmp_path) == "all 3"

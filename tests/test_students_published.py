@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import promises
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promises import (
+    assert_documents_apart,
+    assert_equal_gradients_again,
+    assert_near_in_bf16,
+    assert_sees,
+    loaded_both_ways,
+    moved,
+    packed_row,
+)
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, GPTJForCausalLM
 from transformers.models.gptj.modeling_gptj import GPTJAttention
 
-from corpora.batch import PADDING_SEGMENT
 from corpora.errors import InputRefused, RecipeError
-from corpora.storage import new_folder
 from corpora.token_ids import TokenIds
 from distill.sharding import transformer_blocks
 from students.attention import SDPA, additive_mask, attention_mask, positions_in_segments
 from students.buildable import Buildable
 from students.config import ModelConfig
 from students.gpt2 import Gpt2
-from students.gptj import GptJ, SdpaAttention
+from students.gptj import SdpaAttention
 from students.registry import ARCHITECTURES, build_model, forward_flops_per_token, parameter_count
-from students.run_folder import load_model, save_model
 
 VOCAB_SIZE = 96
 SMALL: dict[str, Any] = {"num_layers": 2, "hidden_size": 32, "num_heads": 4, "max_positions": 48}
@@ -41,18 +45,13 @@ SEGMENTS_BT = torch.tensor([[0] * 5 + [1] * 9 + [2] * 4 + [-1] * 2, [-1] * 3 + [
 
 
 def small_model(architecture: str, **changes: Any) -> Buildable:
-    """A small model in evaluation mode, with every parameter moved so that zeros and ones hide nothing."""
+    """A small model in evaluation mode, moved away from its initial weights."""
     config = ModelConfig(architecture=architecture, **(SMALL | changes))  # type: ignore[arg-type]
-    model = build_model(config, vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=0)
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+    return moved(build_model(config, vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=0))
 
 
 def some_tokens(*shape: int) -> Tensor:
-    return torch.randint(4, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(3))
+    return promises.some_tokens(*shape, vocab_size=VOCAB_SIZE)
 
 
 # sizes
@@ -160,29 +159,13 @@ def test_fields_that_mean_nothing_to_gpt2_are_refused(changes: dict[str, Any]) -
 def test_other_documents_and_padding_change_nothing(
     architecture: str, causal: bool, lengths: list[int], before: int, after: int
 ) -> None:
-    model = small_model(architecture)
-    documents = [segment for segment, length in enumerate(lengths) for _ in range(length)]
-    segments_1T = torch.tensor([[PADDING_SEGMENT] * before + documents + [PADDING_SEGMENT] * after])
-    input_ids_1T = some_tokens(*segments_1T.shape)
-    packed_1TD = model.features(input_ids_1T, segments_1T, causal)
-    assert packed_1TD.isfinite().all()
-    for segment in range(len(lengths)):
-        chosen_T = segments_1T[0] == segment
-        alone_1T = input_ids_1T[:, chosen_T]
-        alone_1TD = model.features(alone_1T, torch.zeros_like(alone_1T), causal)
-        torch.testing.assert_close(packed_1TD[0, chosen_T], alone_1TD[0], atol=1e-5, rtol=0)
+    assert_documents_apart(small_model(architecture), packed_row(lengths, before, after), causal)
 
 
 @both_gpts
 @both_directions
 def test_gradients_show_who_is_seen(architecture: str, causal: bool) -> None:
-    model, seen, at = small_model(architecture), [], 4
-    model.network.get_input_embeddings().register_forward_hook(lambda _module, _ids, output: seen.append(output))
-    features_1TD = model.features(some_tokens(1, 9), torch.zeros(1, 9, dtype=torch.int64), causal)
-    (gradient_1TD,) = torch.autograd.grad(features_1TD[0, at].square().sum(), seen[0])
-    reached_T = gradient_1TD[0].abs().amax(-1)
-    assert (reached_T[: at + 1] > 1e-7).all()
-    assert (reached_T[at + 1 :] == 0).all() if causal else (reached_T[at + 1 :] > 1e-7).all()
+    assert_sees(small_model(architecture), causal)
 
 
 @both_gpts
@@ -293,31 +276,13 @@ def test_attention_drops_probabilities_in_training() -> None:
 @both_gpts
 @both_directions
 def test_bf16_autocast_stays_near_fp32(architecture: str, causal: bool) -> None:
-    model = small_model(architecture)
-    input_ids_BT = some_tokens(*SEGMENTS_BT.shape)
-    exact_BTD = model.features(input_ids_BT, SEGMENTS_BT, causal)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded_BTD = model.features(input_ids_BT, SEGMENTS_BT, causal)
-        model.head().logits(rounded_BTD).mean().backward()
-    assert (rounded_BTD.float() - exact_BTD).norm() / exact_BTD.norm() < 0.05
+    assert_near_in_bf16(small_model(architecture), SEGMENTS_BT, causal)
 
 
 @both_gpts
 def test_activations_worked_out_again_give_equal_gradients(architecture: str) -> None:
-    """Also where dropout is drawn."""
     model = small_model(architecture, dropout=0.1, attention_dropout=0.1).train()
-    again = deepcopy(model)
-    for block in transformer_blocks(again):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    input_ids_BT = some_tokens(2, 12)
-    for trained in (model, again):
-        torch.manual_seed(5)
-        trained.features(input_ids_BT, torch.zeros_like(input_ids_BT), True).square().sum().backward()
-    assert len(transformer_blocks(again)) == SMALL["num_layers"]
-    expected = {name: parameter.grad for name, parameter in model.network.named_parameters()}
-    for name, parameter in again.network.named_parameters():
-        assert (expected[name] is None) == (parameter.grad is None), name
-        assert parameter.grad is None or torch.equal(parameter.grad, expected[name]), name
+    assert_equal_gradients_again(model, SMALL["num_layers"])
 
 
 @both_gpts
@@ -337,16 +302,9 @@ def test_blocks_are_one_graph(architecture: str) -> None:
 def test_a_folder_is_a_plain_model_elsewhere(architecture: str, tmp_path: Path) -> None:
     """transformers' class reads ours and its own saving, with no trace of the kernel; so does this toolkit."""
     model = small_model(architecture)
-    with new_folder(tmp_path / "run", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    model.network.save_pretrained(tmp_path / "theirs")
     input_ids_BT = some_tokens(*SEGMENTS_BT.shape)
-    for folder in ("run", "theirs"):
-        loaded = load_model(tmp_path / folder)
-        assert isinstance(loaded, GptJ if architecture == "gptj" else Gpt2)
-        for causal in (True, False):
-            expected_BTD = model.features(input_ids_BT, SEGMENTS_BT, causal)
-            assert torch.equal(loaded.features(input_ids_BT, SEGMENTS_BT, causal), expected_BTD)
+    both = loaded_both_ways(model, tmp_path, input_ids_BT, SEGMENTS_BT)
+    for folder, loaded in zip(("ours", "theirs"), both, strict=True):
         assert loaded.head().weight_VD is loaded.network.get_input_embeddings().weight
         assert SDPA not in (tmp_path / folder / "config.json").read_text()
         theirs = AutoModelForCausalLM.from_pretrained(tmp_path / folder)

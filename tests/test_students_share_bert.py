@@ -3,52 +3,50 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from copy import deepcopy
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import promises
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from promises import (
+    assert_documents_apart,
+    assert_equal_gradients_again,
+    assert_near_in_bf16,
+    assert_one_graph,
+    assert_sees,
+    loaded_both_ways,
+    moved,
+    packed_row,
+    run_away,
+    saved_both_ways,
+)
 from safetensors import safe_open
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from corpora.batch import PADDING_SEGMENT
 from corpora.errors import InputRefused, RecipeError
-from corpora.storage import new_folder
 from corpora.token_ids import TokenIds
-from distill.sharding import transformer_blocks
 from students.attention import attention_mask
 from students.buildable import Buildable
 from students.config import ModelConfig
 from students.configuration_share_bert import (
     ShareBertConfig,
     columns_needed,
-    largest_sizes,
     matrix_shapes,
-    smallest_vocabulary,
 )
-from students.modeling_share_bert import ShareBertForMaskedLM, ShareBertForSequenceClassification, ShareBertModel
+from students.modeling_share_bert import ShareBertForMaskedLM, ShareBertModel
 from students.modeling_share_blocks import RootMeanSquareNorm, ShareBertLayer, SharedMatrices
 from students.registry import build_model, forward_flops_per_token, parameter_count
-from students.run_folder import load_model, save_model
 from students.share_bert import ShareBert
 from students.share_bert_names import (
-    FINAL_NORM,
-    OUTPUT_BIAS,
     from_original,
     network_class,
     original_config,
-    original_names,
 )
 
 GOLDEN = Path(__file__).parent / "golden" / "share_bert.safetensors"
@@ -84,21 +82,12 @@ def golden() -> tuple[Buildable, dict[str, Tensor]]:
     return model.eval(), tensors
 
 
-def moved(network: torch.nn.Module) -> Any:
-    """The same network in evaluation mode, every parameter moved so that zeros and ones hide nothing."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return network.eval()
-
-
 def small_model(**changes: Any) -> Buildable:
     return moved(build_model(ModelConfig(**(SMALL | changes)), vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=0))
 
 
 def some_tokens(*shape: int) -> Tensor:
-    return torch.randint(4, VOCAB_SIZE, shape, generator=torch.Generator().manual_seed(3))
+    return promises.some_tokens(*shape, vocab_size=VOCAB_SIZE)
 
 
 # the original
@@ -224,72 +213,6 @@ def test_a_layer_is_its_equations(form: str) -> None:
     torch.testing.assert_close(found_1TD[0], expected_TD, atol=1e-5, rtol=1e-5)  # norms and softmax are fp32's
 
 
-# checkpoints
-
-
-def original_state(network: Any) -> dict[str, Tensor]:
-    """A network of ours as the original would have stored it, with what it keeps unused."""
-    state, names, config = network.state_dict(), original_names(network), network.config
-    found = {original: state[name].clone() for name, original in names.items()}
-    if config.encoder_ln_mode == "post-ln":
-        found |= {f"{FINAL_NORM}.{vector}": torch.ones(config.hidden_size) for vector in ("weight", "bias")}
-    return found | ({OUTPUT_BIAS: torch.ones(config.vocab_size)} if hasattr(network, "decoder") else {})
-
-
-@every_form
-def test_names_of_the_original_are_all_known(form: str) -> None:
-    _, original, sizes = read_golden()
-    config = original_config(sizes | FORMS[form], place="golden")
-    for kind in (ShareBertForMaskedLM, ShareBertForSequenceClassification, ShareBertModel):
-        network = kind(config)
-        state = original_state(moved(network))
-        assert network_class(state) is kind
-        again = from_original(state, network, place="again")
-        assert again.keys() == network.state_dict().keys()
-        assert all(torch.equal(again[name], tensor) for name, tensor in network.state_dict().items())
-        assert kind is ShareBertForSequenceClassification or {name.replace(".scale", ".weight") for name in state} <= {
-            *original
-        }
-    assert form != "pre-ln" or original_state(ShareBertForMaskedLM(config)).keys() == original.keys()
-    scales = [name for name in original_names(ShareBertModel(config)).values() if name.endswith(".scale")]
-    assert len(scales) == (2 + 2 * config.num_hidden_layers + 1 if form == "rms_norm" else 0)
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused_with_every_tensor_named() -> None:
-    _, original, sizes = read_golden()
-    network = ShareBertForMaskedLM(original_config(sizes, place="golden"))
-    query, decoder = "bert.encoder.layer.1.block.self.query_bias", "cls.predictions.decoder.weight"
-    changes = {decoder: torch.zeros(400, 30), "cls.seq_relationship.weight": torch.zeros(2, 32), "y": torch.zeros(1)}
-    kept = {name: tensor for name, tensor in (original | changes).items() if name not in (query, OUTPUT_BIAS)}
-    with pytest.raises(InputRefused) as refused:
-        from_original(kept, network, place="model.bin")
-    line = str(refused.value)
-    assert "\n" not in line and line.startswith("model.bin: ") and f"missing: {query}, {OUTPUT_BIAS};" in line
-    assert "not known: cls.seq_relationship.weight, y;" in line
-    assert f"of another shape: {decoder} (400, 30) for (400, 32)" in line
-
-
-def test_a_configuration_of_the_original_is_read_as_it_is_meant() -> None:
-    """It is a BERT's, of which the original reads neither the eps nor that the embeddings are tied."""
-    _, _, sizes = read_golden()
-    plain = original_config(sizes, place="golden")
-    stored = {"layer_norm_type": "apex", "layer_norm_eps": 1e-12, "tie_word_embeddings": True, "model_type": "bert"}
-    told = original_config(sizes | stored, place="config.json")
-    assert ShareBert.model_config(told) == ShareBert.model_config(plain)
-    assert (told.layer_norm_eps, told.layer_norm_type, told.model_type) == (1e-5, "pytorch", "share_bert")
-    for changes, line in (
-        ({"hidden_act": "relu"}, "hidden_act is 'relu', expected 'gelu'"),
-        ({"sparse_mask_prediction": False}, "sparse_mask_prediction is False, expected True"),
-        ({"layernorm_embedding": True}, "layernorm_embedding is True, expected False"),
-        ({"encoder_ln_mode": "mid-ln"}, "encoder_ln_mode: found 'mid-ln', expected one of pre-ln, post-ln"),
-        ({"layer_norm_type": "batch"}, "layer_norm_type: found 'batch', expected one of pytorch, rms_norm"),
-        ({"vocab_size": 300}, "vocab_size: from 300 rows"),
-    ):
-        with pytest.raises(InputRefused) as refused:
-            original_config(sizes | changes, place="config.json")
-        assert str(refused.value).startswith("config.json: ") and line in str(refused.value)
-
-
 # sizes and initial weights
 
 PUBLISHED = {"small": (128, 12, 4_983_040), "base": (384, 12, 13_847_296), "large": (768, 6, 27_008_512)}
@@ -375,44 +298,7 @@ def test_every_weight_that_is_trained_is_reached_by_the_loss(form: str) -> None:
         assert model.network.share_bert.get_submodule(name).weight.grad.abs().sum() > 0
 
 
-# the vocabulary's room
-
-
-@given(hidden_size=st.integers(7, 300), width=st.integers(1, 900))
-@settings(max_examples=50, deadline=None)
-def test_the_smallest_vocabulary_is_the_smallest(hidden_size: int, width: int) -> None:
-    rows = smallest_vocabulary(hidden_size, width)
-    assert columns_needed(rows, hidden_size, width) <= hidden_size
-    assert rows == 1 or columns_needed(rows - 1, hidden_size, width) > hidden_size
-
-
-@given(vocab_size=st.integers(20, 3000), heads=st.sampled_from([1, 4, 16]), ratio=st.sampled_from([1, 2, 4]))
-@settings(max_examples=50, deadline=None)
-def test_the_largest_sizes_that_fit_are_the_largest(vocab_size: int, heads: int, ratio: int) -> None:
-    asked = 320
-    found = largest_sizes(vocab_size, asked, ratio * asked, heads)
-    fitting = [d for d in range(heads, asked, heads) if columns_needed(vocab_size, d, ratio * d) <= d]
-    assert found == ((max(fitting), ratio * max(fitting)) if fitting else None)
-
-
-def test_a_vocabulary_that_is_too_small_is_refused_with_what_would_fit() -> None:
-    """At the door where the recipe says its size, in the build where the tokenizer does; both offers are true."""
-    published = ModelConfig(architecture="share_bert", num_layers=12, hidden_size=2048, num_heads=16, factor_size=128)
-    for config, vocab_size in ((replace(published, vocab_size=16_000), 16_000), (published, 16_000)):
-        with pytest.raises(RecipeError) as refused:
-            build_model(config, vocab_size=vocab_size, token_ids=TokenIds(), seed=0)
-        line = str(refused.value)
-        assert line.startswith("model.vocab_size: from 16000 rows") and "\n" not in line
-        assert "take 2365 columns, expected at most 2048" in line and "fewer layers need no less" in line
-        smallest, size, width = smallest_vocabulary(2048, 4096), *largest_sizes(16_000, 2048, 4096, 16)
-        assert f"at least {smallest}, or hidden_size {size} with intermediate_size {width} at most" in line
-    ShareBert.check(replace(published, vocab_size=smallest))
-    ShareBert.check(replace(published, vocab_size=16_000, hidden_size=size, intermediate_size=width))
-    with pytest.raises(RecipeError, match="model.hidden_size: found 4, needs at least 7"):
-        ShareBert.check(ModelConfig(**(SMALL | {"hidden_size": 4, "vocab_size": 400})))
-    with pytest.raises(RecipeError, match=r"at least \d+ \(all layers"):  # no hidden size fits so few
-        small_vocabulary = ModelConfig(**(SMALL | {"hidden_size": 8, "num_heads": 8, "vocab_size": 8}))
-        ShareBert.check(small_vocabulary)
+# refusals
 
 
 @pytest.mark.parametrize(
@@ -447,29 +333,13 @@ def test_a_configuration_that_cannot_be_is_refused() -> None:
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), before=st.integers(0, 3), after=st.integers(0, 3))
 @settings(max_examples=15, deadline=None)
 def test_other_documents_and_padding_change_nothing(causal: bool, lengths: list[int], before: int, after: int) -> None:
-    model = small_model()
-    documents = [segment for segment, length in enumerate(lengths) for _ in range(length)]
-    segments_1T = torch.tensor([[PADDING_SEGMENT] * before + documents + [PADDING_SEGMENT] * after])
-    input_ids_1T = some_tokens(*segments_1T.shape)
-    packed_1TD = model.features(input_ids_1T, segments_1T, causal)
-    assert packed_1TD.isfinite().all()
-    for segment in range(len(lengths)):
-        chosen_T = segments_1T[0] == segment
-        alone_1T = input_ids_1T[:, chosen_T]
-        alone_1TD = model.features(alone_1T, torch.zeros_like(alone_1T), causal)
-        torch.testing.assert_close(packed_1TD[0, chosen_T], alone_1TD[0], atol=1e-5, rtol=0)
+    assert_documents_apart(small_model(), packed_row(lengths, before, after), causal)
 
 
 @every_form
 @both_directions
 def test_gradients_show_who_is_seen(form: str, causal: bool) -> None:
-    model, seen, at = small_model(**FORMS[form]), [], 4
-    model.network.get_input_embeddings().register_forward_hook(lambda _module, _ids, output: seen.append(output))
-    features_1TD = model.features(some_tokens(1, 9), torch.zeros(1, 9, dtype=torch.int64), causal)
-    (gradient_1TE,) = torch.autograd.grad(features_1TD[0, at].square().sum(), seen[0])
-    reached_T = gradient_1TE[0].abs().amax(-1)
-    assert (reached_T[: at + 1] > 1e-7).all()
-    assert (reached_T[at + 1 :] == 0).all() if causal else (reached_T[at + 1 :] > 1e-7).all()
+    assert_sees(small_model(**FORMS[form]), causal)
 
 
 def test_padding_is_not_seen_and_pooling_finds_the_first_real_token() -> None:
@@ -537,14 +407,8 @@ def test_evaluation_draws_nothing_and_training_drops() -> None:
 
 @every_form
 def test_bf16_autocast_stays_near_fp32(form: str) -> None:
-    model = small_model(**FORMS[form])
     segments_BT = torch.tensor([[0] * 5 + [1] * 9 + [2] * 4 + [PADDING_SEGMENT] * 2, [0] * 20])
-    input_ids_BT = some_tokens(*segments_BT.shape)
-    exact_BTD = model.features(input_ids_BT, segments_BT, False)
-    with torch.autocast("cpu", torch.bfloat16):
-        rounded_BTD = model.features(input_ids_BT, segments_BT, False)
-        model.head().logits(rounded_BTD).mean().backward()
-    assert (rounded_BTD.float() - exact_BTD).norm() / exact_BTD.norm() < 0.05
+    assert_near_in_bf16(small_model(**FORMS[form]), segments_BT, causal=False)
 
 
 def test_a_norm_of_bf16_stays_bf16_and_one_of_zeros_has_a_gradient() -> None:
@@ -562,30 +426,14 @@ def test_a_norm_of_bf16_stays_bf16_and_one_of_zeros_has_a_gradient() -> None:
 
 @every_form
 def test_activations_worked_out_again_give_equal_gradients(form: str) -> None:
-    """Also where dropout is drawn, and those of the matrices, which are no weights of the layers."""
+    """Those of the matrices too, which are no weights of the layers."""
     model = small_model(dropout=0.1, attention_dropout=0.1, **FORMS[form]).train()
-    again = deepcopy(model)
-    for block in transformer_blocks(again):
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
-    input_ids_BT = some_tokens(2, 12)
-    for trained in (model, again):
-        torch.manual_seed(5)
-        trained.features(input_ids_BT, torch.zeros_like(input_ids_BT), True).square().sum().backward()
-    assert len(transformer_blocks(again)) == SMALL["num_layers"]
-    expected = {name: parameter.grad for name, parameter in model.network.named_parameters()}
-    for name, parameter in again.network.named_parameters():
-        assert (expected[name] is None) == (parameter.grad is None), name
-        assert parameter.grad is None or torch.equal(parameter.grad, expected[name]), name
+    assert_equal_gradients_again(model, SMALL["num_layers"])
 
 
 @both_directions
 def test_a_body_is_one_graph(causal: bool) -> None:
-    model = small_model()
-    input_ids_BT = some_tokens(2, 12)
-    segments_BT = torch.zeros_like(input_ids_BT)
-    eager_BTD = model.features(input_ids_BT, segments_BT, causal)
-    model.network.base_model.compile(backend="eager", fullgraph=True)
-    torch.testing.assert_close(model.features(input_ids_BT, segments_BT, causal), eager_BTD)
+    assert_one_graph(small_model(), causal)
 
 
 # folders
@@ -594,32 +442,14 @@ def test_a_body_is_one_graph(causal: bool) -> None:
 @every_form
 def test_a_saved_model_is_loaded_as_it_was(form: str, tmp_path: Path) -> None:
     model = small_model(norm_eps=1e-6, intermediate_size=40, **FORMS[form])
-    with new_folder(tmp_path / "run", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    model.network.save_pretrained(tmp_path / "theirs")
-    input_ids_BT = some_tokens(2, 40)
     segments_BT = torch.tensor([[0] * 15 + [1] * 25, [0] * 40])
-    for folder in ("run", "theirs"):
-        loaded = load_model(tmp_path / folder)
-        assert isinstance(loaded, ShareBert)
-        assert folder == "theirs" or loaded.config == model.config
+    ours, theirs = loaded_both_ways(model, tmp_path, some_tokens(2, 40), segments_BT)
+    assert ours.config == model.config
+    for loaded in (ours, theirs):
         assert ShareBert.model_config(loaded.network.config) == ShareBert.model_config(model.network.config)
-        for causal in (True, False):
-            expected_BTD = model.features(input_ids_BT, segments_BT, causal)
-            assert torch.equal(loaded.features(input_ids_BT, segments_BT, causal), expected_BTD)
 
 
 AWAY = """
-import sys
-sys.modules |= dict.fromkeys(["corpora", "students", "teachers", "distill"])  # None: importing one fails
-import torch, transformers
-given = torch.load(sys.argv[1])
-ids, mask = given["input_ids"], given["attention_mask"]
-def loaded(auto_class, folder, **settings):
-    model, loading = getattr(transformers, auto_class).from_pretrained(
-        folder, trust_remote_code=True, output_loading_info=True, **settings
-    )
-    return model, {name.partition(".")[0] for name in loading["missing_keys"]}
 def same(found, expected):
     torch.testing.assert_close(found, given[expected], atol=1e-6, rtol=0)
 for folder in given["folders"]:
@@ -633,10 +463,7 @@ for folder in given["folders"]:
         model, missing = loaded("AutoModelForMaskedLM", folder)
         assert not missing and model.decoder.weight.shape[1] != model.get_input_embeddings().weight.shape[1]
         same(model(ids, mask).logits, "logits")
-    classifier, missing = loaded("AutoModelForSequenceClassification", folder, num_labels=3)
-    assert missing == {"classifier"}, missing
-    output = classifier(ids, mask, labels=torch.zeros(len(ids), dtype=torch.int64))
-    assert output.logits.shape == (len(ids), 3) and output.loss.isfinite()
+    classifier, output = classified(folder)
     same(classifier.share_bert(ids, mask).pooler_output, "pooled")
     torch.testing.assert_close(output.logits, classifier.eval().classifier(given["pooled"]), atol=1e-6, rtol=0)
     output.loss.backward()
@@ -648,28 +475,14 @@ print("all", len(given["folders"]))
 def test_folders_work_where_this_toolkit_is_not(tmp_path: Path) -> None:
     """Auto classes load ours, transformers' and a body alone, in a process that cannot import the project."""
     model = small_model()
-    with new_folder(tmp_path / "ours", kind="model", fingerprint={}) as writer:
-        save_model(writer, model)
-    model.network.save_pretrained(tmp_path / "theirs")
-    model.network.share_bert.save_pretrained(tmp_path / "body")
+    folders = [*saved_both_ways(model, tmp_path), tmp_path / "body"]
+    model.network.share_bert.save_pretrained(folders[-1])
     input_ids_BT, mask_BT = some_tokens(2, 12), torch.ones(2, 12, dtype=torch.int64)
     mask_BT[1, 9:] = 0
     with torch.no_grad():
         outputs = model.network.share_bert(input_ids_BT, mask_BT, output_hidden_states=True)
         logits_BTV = model.network(input_ids_BT, mask_BT).logits
-    given = {"folders": [str(tmp_path / name) for name in ("ours", "theirs", "body")], "logits": logits_BTV}
-    given |= {"hidden": outputs.last_hidden_state, "pooled": outputs.pooler_output}
-    given |= {"embedded": outputs.hidden_states[0], "input_ids": input_ids_BT, "attention_mask": mask_BT}
-    torch.save(given, tmp_path / "given.pt")
-    (tmp_path / "away").mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    environment |= {"HF_MODULES_CACHE": str(tmp_path / "modules"), "PYTHONSAFEPATH": "1"}
-    finished = subprocess.run(
-        [sys.executable, "-c", AWAY, str(tmp_path / "given.pt")],
-        cwd=tmp_path / "away",
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert finished.returncode == 0 and finished.stdout.strip() == "all 3", finished.stderr
+    given = {"folders": list(map(str, folders)), "input_ids": input_ids_BT, "attention_mask": mask_BT}
+    given |= {"logits": logits_BTV, "hidden": outputs.last_hidden_state, "pooled": outputs.pooler_output}
+    given |= {"embedded": outputs.hidden_states[0]}
+    assert run_away(AWAY, given, tmp_path) == "all 3"

@@ -6,7 +6,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,9 @@ from benchmarks.scoring import Alone
 from benchmarks.submission.layout import Year
 from benchmarks.submission.manifest import read_submission
 from benchmarks.submission.rules import NOT_VERIFIED
-from corpora.errors import InputRefused
 from corpora.storage import FolderWriter, new_folder, read_manifest
 from distill import submitting, year_data
 from distill.candidates import Subject, finetuned_subject, subject_scorer
-from distill.lineage import TrainedRun, auxiliary_models
-from distill.project import weights_and_tokenizer
 from distill.submitted_predictions import Blank, Questions, answered
 
 MILLION = 1_000_000
@@ -502,67 +499,6 @@ def test_what_is_wrong_is_told_before_anything_is_scored(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("number", [2025, 2026])
-def test_a_model_is_scored_on_what_a_year_asks(run_dir: Path, data: Path, tmp_path: Path, number: int) -> None:
-    out = tmp_path / "out"
-    command = ["score", str(student(run_dir)), "--data", str(data), "--year", str(number), "--out", str(out)]
-    assert cuvee(*command)[0] == 0
-    (scores,) = out.glob("baby_llama*-babylm2025/scores.json")
-    asked = {score["benchmark"] for score in json.loads(scores.read_text())[0]["scores"]}
-    always = {"blimp_filtered", "supplement_filtered", "comps", "reading"}
-    of_year = {
-        2025: {"ewok_filtered", "entity_tracking", "wug_adj", "wug_past"},
-        2026: {"ewok_2026", "entity_tracking_2026", "global_piqa_parallel", "global_piqa_nonparallel"},
-    }
-    assert asked == always | of_year[number]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "options", "code", "line"),
-    [
-        (
-            shorten(f"{FULL}/comps/comps_wugs.jsonl"),
-            [],
-            3,
-            "2025: comps.wugs: 2 predictions; expected 3; score the task",
-        ),
-        (shorten(f"{FULL}/wug_past_tense/wug_past_tense.jsonl"), [], 3, "2025: wug_past_tense.wug_past: 2 predictions"),
-        (shorten(f"{FULL}/reading/reading_data.csv"), [], 3, "2025: reading.reading: 39 predictions; expected 40"),
-        (shorten(f"{FAST}/blimp_fast/passive_1.jsonl"), ["--fast"], 3, "2025: blimp_fast.passive_1: 2 predictions"),
-        (drop(f"{FULL}/comps"), [], 3, "holds no comps; expected the challenge's folder"),
-        (None, ["--tasks", "comp"], 2, "--tasks: 'comp' is not asked in 2025; did you mean 'comps'?"),
-        (None, ["--items", "2"], 2, "--items: other items than those of 2025; leave it out, or --year"),
-    ],
-)
-def test_fewer_items_than_the_table_of_the_year_are_refused(
-    run_dir: Path, data: Path, tmp_path: Path, spoil: Spoil | None, options: list[str], code: int, line: str
-) -> None:
-    if spoil is not None:
-        data = Path(shutil.copytree(data, tmp_path / "data"))
-        spoil(run_dir, data)
-    found, lines = cuvee("score", str(student(run_dir)), "--data", str(data), "--year", "2025", *options)
-    assert found == code and len(lines) == 1 and line in lines[0], lines
-
-
-def test_the_age_of_acquisition_is_scored_without_a_submission(run_dir: Path, data: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = ["score", str(student(run_dir)), "--aoa", str(data / "children"), "--out", str(out)]
-    assert cuvee(*command, "--checkpoints")[0] == 0
-    *_, last = json.loads((out / "scores.json").read_text())
-    assert [score["metric"] for score in last["scores"]] == ["Pearson, babylm2025", "Pearson, nats"]
-    assert all(score["value"] is None and score["reason"] for score in last["scores"])
-    assert "model: fewer than 4 checkpoints: dog, cat" in (out / "scores.md").read_text()
-    assert cuvee(*command)[0] == 2
-
-
-def test_data_of_other_benchmarks_may_be_missing(run_dir: Path, data: Path, tmp_path: Path) -> None:
-    data = Path(shutil.copytree(data, tmp_path / "data"))
-    shutil.rmtree(data / f"{FULL}/comps")
-    assert cuvee("score", str(student(run_dir)), "--data", str(data), "--year", "2025", "--tasks", "wug_adj")[0] == 0
-    code, lines = cuvee("score", str(student(run_dir)), "--year", "2025")
-    assert code == 2 and "--year 2025: found no data" in lines[0]
-
-
 def test_predictions_of_another_model_are_refused(run_dir: Path, data: Path, tmp_path: Path) -> None:
     labels = finetuned(tmp_path / "labels", student(run_dir), weights="0" * 32)
     code, found = cuvee(*arguments(student(run_dir), data, tmp_path / "out", labels))
@@ -577,74 +513,6 @@ def test_a_folder_that_is_no_run_and_a_mode_that_was_not_trained(run_dir: Path, 
     assert code == 2 and "was trained causal" in found[0]
     code, found = cuvee(*arguments(student(run_dir), data, tmp_path / "out", tmp_path, backend="masked"))
     assert code == 2 and "expected causal or mlm or mntp" in found[0]
-
-
-# ---- whom a run learned from --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Listening(TrainedRun):
-    """A run that listened to these folders."""
-
-    teachers: dict[str, Path]
-
-    def auxiliaries(self) -> Iterator[tuple[str, Path, str]]:
-        for name, folder in self.teachers.items():
-            yield name, folder, weights_and_tokenizer(folder, foreign=True)[0]
-
-
-def test_a_teacher_from_elsewhere_is_known_as_far_as_its_folder_says(copy: Path, tmp_path: Path) -> None:
-    hub = Path(shutil.copytree(copy / "teachers" / "llama", tmp_path / "hub"))
-    for name in ("manifest.json", "cuvee.json", "metrics.jsonl", "timings.jsonl"):
-        (hub / name).unlink()
-    (hub / "README.md").write_text("---\nlanguage: en\nlicense: cc-by-4.0\n---\nA model.\n")
-    run = Listening(student(copy), {"guest": hub, "llama": copy / "teachers" / "llama"})
-    found = {teacher.name: teacher for teacher in auxiliary_models(run, licence="MIT")}
-    guest, llama = found["guest"], found["llama"]
-    assert (guest.licence, guest.data, guest.words_seen, guest.architecture) == ("cc-by-4.0", (), None, "llama")
-    assert guest.parameters == llama.parameters and (llama.licence, llama.words_seen) != (guest.licence, None)
-    assert llama.data == run.texts
-
-
-@pytest.mark.parametrize(
-    ("card", "licence"),
-    [
-        (None, "unknown"),
-        ("A model.\nlicense: mit\n", "unknown"),
-        ("---\nlicense:\nlanguage: en\n---\n", "unknown"),
-        ("---\nlicense:\n- mit\n- apache-2.0\n---\n", "mit, apache-2.0"),
-        ('---\nlicense: other\nlicense_name: "Llama 3 Community"\n---\n', "Llama 3 Community"),
-        ("---\nlicense: [mit\n---\n", "unknown"),
-        ("---\nlanguage: en\n---\nlicense: mit\n---\n", "unknown"),
-    ],
-)
-def test_a_licence_is_what_the_card_says_in_front(
-    run_dir: Path, tmp_path: Path, card: str | None, licence: str
-) -> None:
-    hub = Path(shutil.copytree(run_dir / "teachers" / "llama", tmp_path / "hub"))
-    for name in ("manifest.json", "cuvee.json"):
-        (hub / name).unlink()
-    if card is not None:
-        (hub / "README.md").write_text(card)
-    (teacher,) = auxiliary_models(Listening(student(run_dir), {"guest": hub}), licence="MIT")
-    assert teacher.licence == licence
-
-
-def test_a_run_of_another_project_brings_its_text_and_those_behind_it(run_dir: Path, copy: Path) -> None:
-    """A student is a teacher somewhere else: what it listened to stands behind it."""
-
-    run = Listening(student(run_dir), {"tutor": student(copy)})
-    found = auxiliary_models(run, licence="MIT")
-    assert [teacher.name for teacher in found] == ["tutor", "tutor/llama"]
-    assert all(teacher.data == run.texts for teacher in found), "the same text in two folders"
-    assert [teacher.licence for teacher in found] == ["unknown", "unknown"], "its licence is not ours to say"
-
-
-def test_a_teacher_that_was_made_anew_is_refused(copy: Path) -> None:
-    folder = copy / "teachers" / "llama"
-    recount(folder, 1, **{"model.safetensors": {"size": 1, "digest": "f" * 32}})
-    with pytest.raises(InputRefused, match=r"its weights are ffffffff; expected [0-9a-f]{8}, which baby_llama-"):
-        auxiliary_models(TrainedRun(student(copy)), licence="MIT")
 
 
 def test_nobody_is_told_right_for_knowing_nothing() -> None:
