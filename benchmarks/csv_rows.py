@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.json_lines import refuse
+from benchmarks.json_lines import MAX_LINE_BYTES, refuse
 from corpora.errors import InputRefused
 
 MISSING = frozenset({"", "NA", "NaN", "nan"})  # cells that hold no number
@@ -18,18 +18,19 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    """(`file:line`, cells by column) of each row of a CSV file that has at least these columns.
+    """(`file:line`, cells by column) of each row of a CSV file that has at least these columns, each once.
 
-    Raises InputRefused as `file:line: reason; expected ...; remedy` for what is no such table, or has no row.
+    Without `columns`, whatever it has. A byte order mark is dropped. Raises InputRefused as `file:line: reason;
+    expected ...; remedy` for what is no such table, or has no row.
     """
     try:
-        data = path.read_bytes()
-        text = data.decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise InputRefused(f"{path}: {error.strerror}; expected a readable CSV file; check its name") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         refuse(f"{path}:{line}", f"byte {error.start + 1} of the file is not UTF-8", "UTF-8 text", cause=error)
+    csv.field_size_limit(MAX_LINE_BYTES)
     lines = csv.reader(io.StringIO(text, newline=""), strict=True)
     header: list[str] = []
     number, read = 1, 0
@@ -37,7 +38,7 @@ def table_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[s
         for row in lines:
             place, number = f"{path}:{number}", lines.line_num + 1  # a quoted cell may go on for lines
             if not header:
-                header = _checked_header(row, columns, place)
+                header = _checked_header(row, columns or row, place)
                 continue
             if len(row) != len(header):
                 refuse(place, f"{len(row)} cells", f"{len(header)}, as many as the header has")

@@ -25,7 +25,7 @@ from benchmarks.text_costs import NATS_PER_TOKEN, PSEUDO_NATS, TextCosts
 from corpora.config import CorpusConfig
 from corpora.document import Document, count_words
 from corpora.errors import Diverged, InputRefused
-from corpora.sources import ENDINGS, READERS, cut_document, ending, source_name
+from corpora.sources import ENDINGS, documents_of
 from corpora.windows import document_windows
 
 LONGEST_WINDOW = 1_024  # tokens, of a candidate that reads any number
@@ -90,11 +90,8 @@ def text_documents(path: Path) -> Iterator[Document]:
     """
     for file in text_files(path):
         # a domain without borders is cut as in a corpus
-        for number, text in READERS[ending(file)](file, CorpusConfig().max_document_words):
-            if text.strip():
-                yield from cut_document(
-                    Document(id=f"{file}:{number}", source=source_name(file), text=text), MOST_WORDS
-                )
+        domain_words = CorpusConfig().max_document_words
+        yield from documents_of(file, str(file), domain_words=domain_words, most_words=MOST_WORDS)
 
 
 def text_files(path: Path) -> list[Path]:

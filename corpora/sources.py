@@ -34,10 +34,19 @@ def read_documents(config: CorpusConfig, seed: int) -> Iterator[Document]:
         yield from generate_documents(config.words or 400_000, seed)
         return
     for name, path in source_files(config).items():
-        for number, text in READERS[ending(path)](path, config.max_document_words):
-            if text.strip():
-                document = Document(id=f"{name}:{number}", source=source_name(path), text=text)
-                yield from cut_document(document, config.max_document_words)
+        yield from documents_of(
+            path, name, domain_words=config.max_document_words, most_words=config.max_document_words
+        )
+
+
+def documents_of(path: Path, name: str, *, domain_words: int, most_words: int) -> Iterator[Document]:
+    """The documents of one file that have text, as pieces of at most `most_words`; `name` stands in their places.
+
+    `domain_words`: of the documents that a file without borders is cut into. Raises InputRefused with file and line.
+    """
+    for number, text in READERS[ending(path)](path, domain_words):
+        if text.strip():
+            yield from cut_document(Document(id=f"{name}:{number}", source=source_name(path), text=text), most_words)
 
 
 def source_identity(config: CorpusConfig) -> dict[str, str]:

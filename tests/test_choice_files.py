@@ -178,11 +178,11 @@ def test_names_of_columns_stay_in_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "reason"),
     [
-        ("a.csv", b"good,bad\nx,y,z\n", ":2: more or fewer values than columns; expected 2 values"),
-        ("a.csv", b'good,bad\n"x,y\n', ": not CSV after line 1"),
-        ("a.csv", b"good,good\nx,y\n", ":1: a column occurs twice"),
-        ("a.csv", b"good,bad\n", ": empty; expected a header"),
-        ("a.csv", b"good,bad\n\xff,y\n", ": byte 10 is not UTF-8"),
+        ("a.csv", b"good,bad\nx,y,z\n", ":2: 3 cells; expected 2, as many as the header has"),
+        ("a.csv", b'good,bad\n"x,y\n', ":2: not CSV ("),
+        ("a.csv", b"good,good\nx,y\n", ":1: column good occurs twice"),
+        ("a.csv", b"good,bad\n", ": no row; expected a header and rows below it"),
+        ("a.csv", b"good,bad\n\xff,y\n", ":2: byte 10 of the file is not UTF-8"),
         ("a.csv", b"good,bad\n,y\n", ":2: good is blank"),
         ("a.tsv", b"good\tbad\n", ": ends in .tsv; expected .jsonl or .csv"),
         ("a.jsonl", b"[1]\n", ":1: found a list; expected an object"),

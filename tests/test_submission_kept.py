@@ -17,6 +17,7 @@ from benchmarks.submission.write import require_free, write_submission
 from corpora import storage
 from corpora.errors import Damaged, InputRefused
 
+
 def test_any_edited_byte_is_found(tmp_path: Path) -> None:
     out = written(tmp_path, small(2026))
     manifest = read_submission(out)
