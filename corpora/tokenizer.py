@@ -16,6 +16,8 @@ from corpora.storage import FolderWriter, digest, read_manifest
 from corpora.token_ids import TokenIds
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<mask>")  # in the order of TokenIds
+# version 4 of transformers adds token types otherwise, for which its Llama's classifier and others have no argument
+MODEL_INPUTS = ["input_ids", "attention_mask"]
 _WHITE = b" \t\n\r\x0b\x0c"
 # between white space that is not ASCII, which words may hold, and white space that ends words
 _BORDER = re.compile(r"(?<=[^\S \t\n\r\x0b\x0c])(?=[ \t\n\r\x0b\x0c])")
@@ -103,6 +105,7 @@ def write_tokenizer(writer: FolderWriter, tokenizer: TextTokenizer) -> None:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "add_prefix_space": True,
             "clean_up_tokenization_spaces": False,
+            "model_input_names": MODEL_INPUTS,
             "pad_token": pad,
             "bos_token": begin,
             "eos_token": end,

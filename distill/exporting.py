@@ -20,13 +20,12 @@ from transformers import PreTrainedModel
 
 from corpora.errors import InputRefused
 from corpora.storage import FolderWriter, Manifest, canonical_json, new_folder, read_json, read_manifest
+from corpora.tokenizer import MODEL_INPUTS
 from distill.reloading import expectation, reload
 from students.buildable import Buildable
 from students.run_folder import load_model, save_model
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
-# version 4 adds token types otherwise, for which its Llama's classifier and others have no argument
-MODEL_INPUTS = ["input_ids", "attention_mask"]
 KINDS = {"export": "plain model", "import": "foreign model"}  # what manifests call the folders
 Verb = Literal["export", "import"]
 

@@ -41,7 +41,7 @@ class Llama(Buildable):
     @classmethod
     def network_config(cls, config: ModelConfig, *, vocab_size: int, token_ids: TokenIds) -> LlamaConfig:
         """The configuration of transformers that means the same."""
-        return LlamaConfig(
+        network_config = LlamaConfig(
             vocab_size=vocab_size,
             hidden_size=config.hidden_size,
             intermediate_size=gated_ffn_width(config),
@@ -59,6 +59,9 @@ class Llama(Buildable):
             eos_token_id=token_ids.end,
             attn_implementation=SDPA,  # pyright: ignore[reportCallIssue]
         )
+        # transformers 4 looks here, and silently takes 10,000 when it is missing; version 5 drops it as an argument
+        network_config.rope_theta = config.rope_theta  # pyright: ignore[reportAttributeAccessIssue]
+        return network_config
 
     @classmethod
     def model_config(cls, network_config: LlamaConfig) -> ModelConfig:

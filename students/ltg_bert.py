@@ -29,7 +29,7 @@ from students.modeling_ltg_bert import LtgBertForMaskedLM
 from students.modeling_ltg_heads import LtgForMaskedLM
 
 FAMILY_FIELDS = ("dropout", "position_buckets")  # of ModelConfig
-SHARED_FILES = ("modeling_ltg.py", "modeling_ltg_heads.py", "configuration_ltg_bert.py")
+SHARED_FILES = ("modeling_ltg.py", "modeling_ltg_fast.py", "modeling_ltg_heads.py", "configuration_ltg_bert.py")
 
 
 class LtgFamily(Buildable):

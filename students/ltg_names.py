@@ -13,7 +13,7 @@ from torch import Tensor
 
 from corpora.errors import InputRefused
 from students.configuration_ltg_bert import LtgBertConfig
-from students.modeling_ltg import relative_index
+from students.modeling_ltg import relative_places
 from students.modeling_ltg_heads import LtgWithHead
 from students.state_names import require_same_shapes
 
@@ -94,8 +94,8 @@ def _original(name: str, network: LtgWithHead) -> str:
 def _require_our_positions(table_NN: Tensor, config: LtgBertConfig, *, place: str) -> None:
     """A table of the original holds bucket(i - j) + S - 1; its rounding lifts some distances one above the end."""
     size, length = config.position_bucket_size, max(table_NN.shape, default=1) or 1
-    reach, index_NN = relative_index(length, size, config.longest_distance(length), table_NN.device)
-    if not torch.equal(table_NN.long().clamp(0, 2 * size - 2), index_NN - reach + size - 1):
+    reach, where = relative_places(length, size, config.longest_distance(length), table_NN.device)
+    if not torch.equal(table_NN.long().clamp(0, 2 * size - 2), where.index_TT - reach + size - 1):
         raise InputRefused(
             f"{place}: other buckets of positions than position_bucket_size {size} and max_position_embeddings "
             f"{config.max_position_embeddings} mean; correct the sizes"

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .configuration_elc_bert import ElcBertConfig
-from .modeling_ltg import LtgFeedForward, LtgPreTrainedModel, PostNormAttention, init_copied, weighted_sum
+from .modeling_ltg import LtgFeedForward, LtgPreTrainedModel, PostNormAttention, init_copied
+from .modeling_ltg_fast import Places, weighted_sum
 from .modeling_ltg_heads import LtgForMaskedLM, LtgForSequenceClassification, LtgModel, States
 
 
@@ -49,13 +50,13 @@ class ElcBertLayer(nn.Module):
         self.mlp = LtgFeedForward(config, layer_index)
         self.output_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=False)
 
-    def forward(self, states: States, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, states: States, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None) -> Tensor:
         """State n + 1 from the states 0 to n.
 
         They come in a tuple: where activations are worked out again, a list would have grown by then.
         """
         mixed_BTD = self.mix(states)
-        attended_BTD = self.attention(mixed_BTD, relative_PD, index_TT, mask_B1TT)
+        attended_BTD = self.attention(mixed_BTD, relative_PD, where, mask_B1TT)
         if self.variant == "base":  # h = a + FFN(a)
             return attended_BTD + self.mlp(attended_BTD)
         hidden_BTD = attended_BTD + self.mlp(mixed_BTD + attended_BTD)  # h = a + FFN(x + a)
@@ -91,7 +92,7 @@ class ElcBertModel(ElcBertPreTrainedModel, LtgModel):
         self,
         embedded_BTD: Tensor,
         relative_PD: Tensor,
-        index_TT: Tensor,
+        where: Places,
         mask_B1TT: Tensor | None,
         *,
         keep_states: bool,
@@ -99,7 +100,7 @@ class ElcBertModel(ElcBertPreTrainedModel, LtgModel):
         """Output of the last layer, or the mix of all states; every layer needs all of them, so they are kept."""
         states = (embedded_BTD,)
         for layer in self.layers:
-            states += (layer(states, relative_PD, index_TT, mask_B1TT),)
+            states += (layer(states, relative_PD, where, mask_B1TT),)
         return self.output_mix(states) if self.config.variant == "weighted_output" else states[-1], states
 
 

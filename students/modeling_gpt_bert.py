@@ -19,7 +19,8 @@ from transformers import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutput
 
 from .configuration_gpt_bert import GptBertConfig
-from .modeling_ltg import LtgAttention, LtgFeedForward, LtgPreTrainedModel, init_copied, seen_keys, weighted_sum
+from .modeling_ltg import LtgAttention, LtgFeedForward, LtgPreTrainedModel, init_copied, seen_keys
+from .modeling_ltg_fast import Places, weighted_sum
 from .modeling_ltg_heads import LtgForMaskedLM, LtgForSequenceClassification, LtgModel, LtgWithHead, States
 
 
@@ -37,15 +38,15 @@ class GptBertAttention(LtgAttention):
         self.inner_layer_norm = nn.LayerNorm(size, config.layer_norm_eps, elementwise_affine=False)
         self.out_proj = nn.Linear(size, size)
 
-    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None) -> Tensor:
         """[B, T, D]; `mask_B1TT` is added to the scores."""
         normed_BTD = self.pre_layer_norm(hidden_BTD)
         if self.gated:
             value_BTD, gate_BTD = self.in_proj_vg(normed_BTD).chunk(2, dim=-1)
-            context_BTD = self.read(normed_BTD, value_BTD, relative_PD, index_TT, mask_B1TT)
+            context_BTD = self.read(normed_BTD, value_BTD, relative_PD, where, mask_B1TT)
             context_BTD = context_BTD * functional.gelu(gate_BTD)
         else:
-            context_BTD = self.read(normed_BTD, self.in_proj_v(normed_BTD), relative_PD, index_TT, mask_B1TT)
+            context_BTD = self.read(normed_BTD, self.in_proj_v(normed_BTD), relative_PD, where, mask_B1TT)
         return self.dropout(self.out_proj(self.inner_layer_norm(context_BTD)))
 
 
@@ -82,11 +83,11 @@ class GptBertLayer(nn.Module):
         self.mlp_average = _average(2 * layer_index + 2, config.layer_average)
 
     def forward(
-        self, states: States, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None
+        self, states: States, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The states after both blocks from those before them."""
         hidden_BTD = self.attention_average(states)
-        attended_BTD = hidden_BTD + self.attention(hidden_BTD, relative_PD, index_TT, mask_B1TT)
+        attended_BTD = hidden_BTD + self.attention(hidden_BTD, relative_PD, where, mask_B1TT)
         hidden_BTD = self.mlp_average((*states, attended_BTD))
         return attended_BTD, hidden_BTD + self.mlp(hidden_BTD)
 
@@ -126,7 +127,7 @@ class GptBertModel(GptBertPreTrainedModel, LtgModel):
         self,
         embedded_BTD: Tensor,
         relative_PD: Tensor,
-        index_TT: Tensor,
+        where: Places,
         mask_B1TT: Tensor | None,
         *,
         keep_states: bool,
@@ -134,7 +135,7 @@ class GptBertModel(GptBertPreTrainedModel, LtgModel):
         """Average of all states, or output of the last layer."""
         states = (embedded_BTD,)
         for layer in self.layers:
-            new = layer(states, relative_PD, index_TT, mask_B1TT)
+            new = layer(states, relative_PD, where, mask_B1TT)
             states = (*states, *new) if keep_states or self.config.layer_average else new[-1:]
         return self.output_average(states), states
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +19,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from .configuration_ltg_bert import LtgBertConfig
+from .modeling_ltg_fast import Dropout, Places, gated_gelu, places, relative_attention
 
 try:
     from transformers import initialization as init  # leaves weights alone that a checkpoint has filled
@@ -54,11 +54,6 @@ def init_copied(parameter: Tensor, value: Tensor) -> None:
             parameter.copy_(value)
 
 
-def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
-    """sum_j weights_j states_j over tensors of one shape."""
-    return sum(weight * state for weight, state in zip(weights.unbind(), states, strict=True))  # pyright: ignore[reportReturnType]
-
-
 class LtgEmbedding(nn.Module):
     """Word vectors, and one table of relative positions for all layers."""
 
@@ -68,11 +63,15 @@ class LtgEmbedding(nn.Module):
         self.word_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=False)
         self.relative_embedding = nn.Parameter(torch.empty(2 * config.position_bucket_size - 1, config.hidden_size))
         self.relative_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids_BT: Tensor) -> Tensor:
         """State 0, [B, T, D]."""
-        return self.dropout(self.word_layer_norm(self.word_embedding(input_ids_BT)))
+        embedded_BTD = self.word_layer_norm(self.word_embedding(input_ids_BT))
+        if torch.is_autocast_enabled(device := embedded_BTD.device.type):
+            # as all later states: sums of states would be fp32 for its sake
+            embedded_BTD = embedded_BTD.to(torch.get_autocast_dtype(device))
+        return self.dropout(embedded_BTD)
 
     def relative(self, reach: int) -> Tensor:
         """Vectors [P, D] of the relative positions from -reach to reach."""
@@ -99,13 +98,12 @@ def distance_buckets(num_distances: int, table_size: int, longest: int) -> tuple
     return tuple(bucket(distance) for distance in range(num_distances))
 
 
-def relative_index(seq_len: int, table_size: int, longest: int, device: torch.device) -> tuple[int, Tensor]:
-    """Largest bucket that occurs, and for query i and key j the row of the offset i - j among those in reach."""
+def relative_places(seq_len: int, table_size: int, longest: int, device: torch.device) -> tuple[int, Places]:
+    """Largest bucket that occurs, and which of the rows in reach stands for each query and key."""
     buckets = distance_buckets(seq_len, table_size, longest)
     reach = buckets[-1]
-    positions_T = torch.arange(seq_len, device=device)
-    offsets_TT = positions_T[:, None] - positions_T[None, :]
-    return reach, reach + offsets_TT.sign() * torch.tensor(buckets, device=device)[offsets_TT.abs()]
+    rows = [reach - bucket for bucket in reversed(buckets[1:])] + [reach + bucket for bucket in buckets]
+    return reach, places(torch.tensor(rows, device=device), 2 * reach + 1)
 
 
 def seen_keys(input_ids_BT: Tensor, attention_mask: Tensor | None, *, causal: bool) -> Tensor | None:
@@ -135,43 +133,26 @@ class LtgAttention(nn.Module, ABC):
         super().__init__()
         self.num_heads = config.num_attention_heads
         size = config.hidden_size
-        self.scale = 1 / math.sqrt(3 * (size // self.num_heads))  # three terms in a score
         self.pre_layer_norm = nn.LayerNorm(size, config.layer_norm_eps, elementwise_affine=False)
         self.in_proj_qk = nn.Linear(size, 2 * size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     @abstractmethod
-    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None) -> Tensor:
         """[B, T, D]; `mask_B1TT` is added to the scores."""
 
     def read(
-        self, normed_BTD: Tensor, value_BTD: Tensor, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None
+        self, normed_BTD: Tensor, value_BTD: Tensor, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None
     ) -> Tensor:
-        """The values that each position reads, [B, T, D], heads side by side.
-
-        score_ij = (q_i k_j + q_i kr_r + qr_r k_j) / sqrt(3 E), where r = index_ij stands for the offset i - j; there is
-        no term for two positions.
-        """
-        query_BHTE, key_BHTE = self._heads(self.in_proj_qk(normed_BTD), 2)
-        (value_BHTE,) = self._heads(value_BTD, 1)
-        relative_query_1HPE, relative_key_1HPE = self._heads(self.in_proj_qk(self.dropout(relative_PD))[None], 2)
-
-        query_BHTE = query_BHTE * self.scale
-        by_key_BHTP = query_BHTE @ relative_key_1HPE.mT
-        by_query_BHPT = (relative_query_1HPE * self.scale) @ key_BHTE.mT
-        index_BHTT = index_TT.expand(*by_key_BHTP.shape[:3], -1)
-        scores_BHTT = query_BHTE @ key_BHTE.mT
-        scores_BHTT = scores_BHTT + by_key_BHTP.gather(-1, index_BHTT) + by_query_BHPT.gather(-2, index_BHTT)
-        if mask_B1TT is not None:
-            scores_BHTT = scores_BHTT + mask_B1TT
-        # fp32: what a bf16 softmax loses in the tail adds up over the row
-        probs_BHTT = scores_BHTT.softmax(-1, dtype=torch.float32).to(value_BHTE.dtype)
-        return (self.dropout(probs_BHTT) @ value_BHTE).transpose(1, 2).flatten(2)
-
-    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """Split the last axis into `parts`, and each into heads: [rows, H, positions, E]."""
-        return tuple(
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in projected.chunk(parts, dim=-1)
+        """The values that each position reads, [B, T, D], heads side by side."""
+        return relative_attention(
+            self.in_proj_qk(normed_BTD),
+            value_BTD,
+            self.in_proj_qk(self.dropout(relative_PD)),
+            where,
+            mask_B1TT,
+            num_heads=self.num_heads,
+            dropout=self.dropout.p if self.training else 0.0,
         )
 
 
@@ -185,10 +166,10 @@ class PostNormAttention(LtgAttention):
         self.out_proj = nn.Linear(size, size)
         self.post_layer_norm = nn.LayerNorm(size, config.layer_norm_eps)
 
-    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None) -> Tensor:
         """[B, T, D]; `mask_B1TT` is added to the scores."""
         normed_BTD = self.pre_layer_norm(hidden_BTD)
-        context_BTD = self.read(normed_BTD, self.in_proj_v(normed_BTD), relative_PD, index_TT, mask_B1TT)
+        context_BTD = self.read(normed_BTD, self.in_proj_v(normed_BTD), relative_PD, where, mask_B1TT)
         return self.dropout(self.post_layer_norm(self.out_proj(context_BTD)))
 
 
@@ -203,12 +184,11 @@ class LtgFeedForward(nn.Module):
         self.out_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         for linear in (self.in_proj, self.out_proj):  # read by `_init_weights`: narrower in deeper layers
             linear.init_scale = math.sqrt(1 / (2 * (1 + layer_index)))  # pyright: ignore[reportArgumentType]
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """[B, T, D]."""
-        value_BTF, gate_BTF = self.in_proj(self.pre_layer_norm(hidden_BTD)).chunk(2, dim=-1)
-        gated_BTF = value_BTF * functional.gelu(gate_BTF, approximate="tanh")
+        gated_BTF = gated_gelu(self.in_proj(self.pre_layer_norm(hidden_BTD)))
         return self.dropout(self.out_proj(self.inner_layer_norm(gated_BTF)))
 
 
@@ -220,7 +200,7 @@ class LtgTransform(nn.Module):
         self.pre_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=False)
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.post_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps, elementwise_affine=False)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         """The vectors that meet the output embedding, same shape."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from .configuration_ltg_bert import LtgBertConfig
 from .modeling_ltg import LtgFeedForward, LtgPreTrainedModel, PostNormAttention
+from .modeling_ltg_fast import Places
 from .modeling_ltg_heads import LtgForMaskedLM, LtgForSequenceClassification, LtgModel, States
 
 
@@ -22,9 +23,9 @@ class LtgBertLayer(nn.Module):
         self.attention = PostNormAttention(config)
         self.mlp = LtgFeedForward(config, layer_index)
 
-    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, index_TT: Tensor, mask_B1TT: Tensor | None) -> Tensor:
+    def forward(self, hidden_BTD: Tensor, relative_PD: Tensor, where: Places, mask_B1TT: Tensor | None) -> Tensor:
         """The next state, same shape."""
-        hidden_BTD = hidden_BTD + self.attention(hidden_BTD, relative_PD, index_TT, mask_B1TT)
+        hidden_BTD = hidden_BTD + self.attention(hidden_BTD, relative_PD, where, mask_B1TT)
         return hidden_BTD + self.mlp(hidden_BTD)
 
 
@@ -47,7 +48,7 @@ class LtgBertModel(LtgBertPreTrainedModel, LtgModel):
         self,
         embedded_BTD: Tensor,
         relative_PD: Tensor,
-        index_TT: Tensor,
+        where: Places,
         mask_B1TT: Tensor | None,
         *,
         keep_states: bool,
@@ -55,7 +56,7 @@ class LtgBertModel(LtgBertPreTrainedModel, LtgModel):
         """Output of the last layer; no norm follows but the head's."""
         states = (embedded_BTD,)
         for layer in self.layers:
-            output_BTD = layer(states[-1], relative_PD, index_TT, mask_B1TT)
+            output_BTD = layer(states[-1], relative_PD, where, mask_B1TT)
             states = (*states, output_BTD) if keep_states else (output_BTD,)
         return states[-1], states
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput
 
 from .configuration_ltg_bert import LtgBertConfig
-from .modeling_ltg import LtgEmbedding, LtgPreTrainedModel, LtgTransform, additive_mask, relative_index, seen_keys
+from .modeling_ltg import LtgEmbedding, LtgPreTrainedModel, LtgTransform, additive_mask, relative_places, seen_keys
+from .modeling_ltg_fast import Places
 
 States = tuple[Tensor, ...]  # outputs of the embedding and of the blocks after it, each [B, T, D]
 
@@ -35,7 +36,7 @@ class LtgModel(LtgPreTrainedModel, ABC):
         self,
         embedded_BTD: Tensor,
         relative_PD: Tensor,
-        index_TT: Tensor,
+        where: Places,
         mask_B1TT: Tensor | None,
         *,
         keep_states: bool,
@@ -67,11 +68,11 @@ class LtgModel(LtgPreTrainedModel, ABC):
         mask_B1TT = None if seen_B1TT is None else additive_mask(seen_B1TT)
         length = input_ids.shape[1]
         longest = self.config.longest_distance(length)
-        reach, index_TT = relative_index(length, self.config.position_bucket_size, longest, input_ids.device)
+        reach, where = relative_places(length, self.config.position_bucket_size, longest, input_ids.device)
         last_BTD, states = self.encode(
             self.embedding(input_ids),
             self.embedding.relative(reach),
-            index_TT,
+            where,
             mask_B1TT,
             keep_states=bool(output_hidden_states),
         )

@@ -83,8 +83,6 @@ def network_config_json(network: PreTrainedModel) -> dict[str, Any]:
     config = network.config.to_dict()
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
     config |= {"architectures": [type(network).__name__], "dtype": dtype, "torch_dtype": dtype}
-    if rope := config.get("rope_parameters"):
-        config["rope_theta"] = rope["rope_theta"]  # version 4 looks here, and silently takes 10,000 when it is missing
     if auto_classes := getattr(network.config, "auto_classes", None):  # of configurations of ours
         config["auto_map"] = auto_classes
     return config
