@@ -27,6 +27,7 @@ from corpora.errors import CuveeError, RecipeError
 SUITES = {
     "distill": "distill.speed.suite",
     "train": "distill.speed.training",
+    "models": "distill.speed.models",
     "fidelity": "distill.speed.fidelity",
     "score": "benchmarks.speed_score",
 }

@@ -11,6 +11,7 @@ width.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -21,8 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 DRAWS = 1 << 16  # a dropout compares 16 bits of a random number
-SLOPE = 2 * math.sqrt(2 / math.pi)  # GELU's approximation is x sigmoid(SLOPE (x + CUBIC x^3))
-CUBIC = 0.044715
+BF16_NUMBERS = 1 << 16
 AT_ONCE = 1 << 20  # numbers that are worked on together: fewer would cost calls, more would leave the caches
 FEW = 48  # rows and heads
 
@@ -105,7 +105,7 @@ def relative_attention(
 
 def gated_gelu(both: Tensor) -> Tensor:
     """The first half of the last axis times GELU (tanh's approximation) of the second, [.., F] of [.., 2 F]."""
-    if _by_hand(both):
+    if _by_hand(both) and both.dtype == torch.bfloat16:
         return _GatedGelu.apply(both)  # pyright: ignore[reportReturnType]
     value, gate = both.chunk(2, dim=-1)
     return value * functional.gelu(gate, approximate="tanh")
@@ -119,7 +119,9 @@ def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
 
 
 def _by_hand(tensor: Tensor) -> bool:
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether numbers are there to be worked on: not those of a compiler, nor of another device."""
+    plain = type(tensor) in (Tensor, nn.Parameter)
+    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _scale(query_BHTE: Tensor) -> float:
@@ -215,7 +217,7 @@ class _RelativeAttention(torch.autograd.Function):
             if ctx.dropped:  # where the sign is negative nothing was read
                 by_probs = torch.ops.aten.threshold_backward(by_probs, probs, 0)
                 probs = probs.abs()
-            torch._softmax_backward_data(by_probs, probs, -1, probs.dtype, grad_input=slope)
+            torch.ops.aten._softmax_backward_data.out(by_probs, probs, -1, probs.dtype, grad_input=slope)
             torch.bmm(slope, key_RTE[part], out=by_query_RTE[part])
             torch.bmm(slope.mT, query_RTE[part], out=by_key_RTE[part])
         of_queries_RTP, of_keys_RTP = _summed_by_position(slope_RTT, ctx.where)
@@ -280,38 +282,40 @@ def _summed_by_position(slope_RTT: Tensor, where: Places) -> tuple[Tensor, Tenso
 
 
 class _GatedGelu(torch.autograd.Function):
-    """The slopes are worked out with the values, whose sigmoid they share, and kept in the place of the input."""
+    """GELU and its slope are looked up: a bf16 number is one of 65,536."""
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
-        value, gate = both.flatten(0, -2).chunk(2, dim=-1)
-        wanted = ctx.needs_input_grad[0]
-        gated = value.new_empty(value.shape)
-        slopes = both.new_empty(both.shape).flatten(0, -2) if wanted else both.new_empty(0, 2)
-        by_value, by_gate = slopes.chunk(2, dim=-1)
-
-        exact = torch.promote_types(both.dtype, torch.float32)
-        for part in _blocks(len(gate), 2 * gate.shape[-1]):
-            # types are changed by copies of their own: an operation on two types takes several times as long
-            x, v = gate[part].to(exact), value[part].to(exact)
-            square = x * x
-            share = (x * SLOPE).addcmul_(square, x, value=SLOPE * CUBIC).sigmoid_()
-            gelu = x.mul_(share)
-            gated[part] = gelu * v
-            if wanted:
-                by_value[part] = gelu
-                # GELU'(x) = s + x s (1 - s) SLOPE (1 + 3 CUBIC x^2)
-                bend = square.mul_(3 * SLOPE * CUBIC).add_(SLOPE).mul_(gelu)
-                by_gate[part] = bend.addcmul_(bend, share, value=-1).add_(share).mul_(v)
-        ctx.save_for_backward(slopes)
-        return gated.view(*both.shape[:-1], -1)
+        value, gate = both.chunk(2, dim=-1)
+        index = gate.view(torch.int16).long().bitwise_and_(BF16_NUMBERS - 1)
+        gelu = _looked_up(0, index)
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(gelu, _looked_up(1, index).mul_(value))
+        return gelu * value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (slopes,) = ctx.saved_tensors
-        by_both = slopes.unflatten(-1, (2, -1)) * gradient.flatten(0, -2)[:, None]
-        return by_both.view(*gradient.shape[:-1], -1)
+        by_both = gradient.new_empty(*gradient.shape[:-1], 2 * gradient.shape[-1])
+        for slope, part in zip(ctx.saved_tensors, by_both.chunk(2, dim=-1), strict=True):
+            torch.mul(gradient, slope, out=part)
+        return by_both
+
+
+@functools.cache
+def _gelu_tables() -> Tensor:
+    """GELU of every bf16 number by its bits, and its slope: [2, 65,536], worked out in fp64 and rounded once."""
+    bits = torch.arange(BF16_NUMBERS, dtype=torch.int32).to(torch.int16)
+    with torch.inference_mode(False), torch.enable_grad():
+        numbers = bits.view(torch.bfloat16).double().requires_grad_()
+        gelu = functional.gelu(numbers, approximate="tanh")
+        (slope,) = torch.autograd.grad(gelu.sum(), numbers)
+    return torch.stack([gelu.detach(), slope]).to(torch.bfloat16)
+
+
+def _looked_up(table: int, index: Tensor) -> Tensor:
+    rows = _gelu_tables()[table].view(torch.int16).expand(*index.shape[:-1], -1)
+    return rows.gather(-1, index).view(torch.bfloat16)
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -55,10 +55,10 @@ class Shapes:
 def baby_llama() -> Shapes:
     """The student of 58M and the teachers of 360M and 705M parameters (arXiv 2308.02019), from the packaged recipes."""
     return Shapes(
-        student=_packaged_model("students/baby_llama_58m.yaml"),
+        student=packaged_model("students/baby_llama_58m.yaml"),
         teachers={
-            "llama": _packaged_model("teachers/llama_360m.yaml"),
-            "gptj": _packaged_model("teachers/gptj_705m.yaml"),
+            "llama": packaged_model("teachers/llama_360m.yaml"),
+            "gptj": packaged_model("teachers/gptj_705m.yaml"),
         },
     )
 
@@ -105,7 +105,8 @@ def cached_stand_in(
     return CachedTeacher(name, folder, key.fingerprint())
 
 
-def _packaged_model(name: str) -> ModelConfig:
+def packaged_model(name: str) -> ModelConfig:
+    """The model of a packaged fragment."""
     return ModelConfig(**read_file(packaged_folder() / name).plain()["model"])
 
 

@@ -14,22 +14,25 @@ import contextlib
 import copy
 import gc
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from torch import Tensor, nn
 from torch.utils.data import StackDataset
-from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from benchmarks.speed_timing import WARM_UP, Clock, Timing, collector_at_rest
-from corpora.batch import NO_TARGET, causal_view
+from corpora.batch import NO_TARGET, Batch
 from corpora.errors import InputRefused
 from corpora.rows import make_batch
 from distill.config import TrainConfig
 from distill.speed.whole_step import OurTraining
+from distill.step_data import step_view
+from teachers.config import CacheConfig
 
 OURS, TRAINER = "ours", "Trainer"
 
@@ -40,17 +43,32 @@ class Turns:
 
     timings: dict[str, Timing]  # of a step
     losses: dict[str, float]  # mean of all steps, nats per target
-    theirs: PreTrainedModel  # Trainer's model after its last step
+    theirs: nn.Module  # Trainer's model after its last step
 
 
-def take_turns(ours: OurTraining, folder: Path, *, device: torch.device, warm_up: int = WARM_UP) -> Turns:
+@dataclass(frozen=True)
+class Alternative:
+    """What Trainer trains, and on which rows; the model answers with a dictionary that has a loss."""
+
+    network: nn.Module
+    rows: Any
+
+
+def take_turns(
+    ours: OurTraining,
+    folder: Path,
+    *,
+    device: torch.device,
+    warm_up: int = WARM_UP,
+    theirs: Alternative | None = None,
+) -> Turns:
     """Train from our model's weights on both sides, all steps of our plan; the first ones are not timed.
 
-    In each round the sides come in another order. Raises InputRefused where Trainer would use several GPUs.
+    Trainer has transformers' own model with our weights, or another one that it is given. In each round the sides come
+    in another order. Raises InputRefused where Trainer would use several GPUs.
     """
     steps = ours.plan.steps
-    network = copy.deepcopy(ours.learner.model.network)
-    network.set_attn_implementation("sdpa")  # its own instead of ours
+    theirs = theirs or _transformers_own(ours)
     turns = _Turns(ours.step, steps, device)
     with _accelerate_left_as_it_was(), collector_at_rest():
         arguments = _arguments(ours.config, steps, ours.learner.precision, device, folder)
@@ -59,11 +77,11 @@ def take_turns(ours: OurTraining, folder: Path, *, device: torch.device, warm_up
                 f"Trainer: found {arguments.n_gpu} GPUs, among which it would divide the rows, expected one; "
                 "set CUDA_VISIBLE_DEVICES=0"
             )
-        trainer = Trainer(model=network, args=arguments, train_dataset=_rows(ours), callbacks=[turns])
+        trainer = Trainer(model=theirs.network, args=arguments, train_dataset=theirs.rows, callbacks=[turns])
         trainer.remove_callback(PrinterCallback)  # stdout is for figures
         done = trainer.train()
     losses = {OURS: sum(ours.losses) / len(ours.losses), TRAINER: done.training_loss}
-    return Turns({side: turns.clocks[side].timing(warm_up) for side in (OURS, TRAINER)}, losses, network)
+    return Turns({side: turns.clocks[side].timing(warm_up) for side in (OURS, TRAINER)}, losses, theirs.network)
 
 
 class _Turns(TrainerCallback):
@@ -100,21 +118,41 @@ class _Turns(TrainerCallback):
         self.clocks[side].start()
 
 
-def _rows(ours: OurTraining) -> Any:
-    """The rows of our plan in its order, as Trainer reads them: it shifts labels itself."""
-    corpus, ids, labels = ours.corpus, [], []
+def masked_rows(ours: OurTraining, cache: CacheConfig) -> Any:
+    """The rows of our plan in its order, labels where their tokens are hidden."""
+    return _stacked((batch.input_ids_BT, batch.targets_BT) for batch in _batches(ours, cache))
+
+
+def _transformers_own(ours: OurTraining) -> Alternative:
+    """Its model with our weights, and causal rows, of which it shifts the labels itself."""
+    network = copy.deepcopy(ours.learner.model.network)
+    network.set_attn_implementation("sdpa")  # its own instead of ours
+    rows = []
+    for batch in _batches(ours, CacheConfig()):
+        labels_BT = torch.full_like(batch.targets_BT, NO_TARGET)
+        labels_BT[:, 1:] = batch.targets_BT[:, :-1]
+        rows.append((batch.input_ids_BT, labels_BT))
+    return Alternative(network, _stacked(rows))
+
+
+def _batches(ours: OurTraining, cache: CacheConfig) -> Iterator[Batch]:
+    """What our side reads, step by step."""
+    corpus, config = ours.corpus, ours.config
+    assert config.view is not None, "comparable settings have one"
     for step in range(ours.plan.steps):
-        batch = make_batch(
+        [epoch] = {row.epoch for row in ours.plan.rows(step)}
+        yield make_batch(
             corpus.streams["train"],
             ours.plan.spans(step),
-            causal_view(),
+            step_view(config.view, epoch, config, cache),
             token_ids=corpus.token_ids,
             vocab_size=corpus.vocab_size,
         )
-        ids.append(batch.input_ids_BT)
-        labels.append(torch.full_like(batch.targets_BT, NO_TARGET))
-        labels[-1][:, 1:] = batch.targets_BT[:, :-1]
-    input_ids_RT, labels_RT = torch.cat(ids), torch.cat(labels)
+
+
+def _stacked(rows: Iterable[tuple[Tensor, Tensor]]) -> Any:
+    """Inputs and labels of all steps, as Trainer reads them."""
+    input_ids_RT, labels_RT = (torch.cat(parts) for parts in zip(*rows, strict=True))
     return StackDataset(input_ids=input_ids_RT, labels=labels_RT)  # type: ignore[arg-type]
 
 

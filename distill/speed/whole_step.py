@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from corpora.batch import Objective
 from corpora.prepare import Corpus
 from distill.config import TrackingConfig, TrainConfig
 from distill.distributed import Processes
@@ -26,10 +27,18 @@ CACHE = CacheConfig()  # whose folds masked rows have
 class OurTraining:
     """A run of ours, a step at a time, as the one loop does it; only what the loop writes is left out."""
 
-    def __init__(self, model: ModelConfig, config: TrainConfig, *, corpus: Corpus, processes: Processes) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        *,
+        corpus: Corpus,
+        processes: Processes,
+        cache: CacheConfig = CACHE,
+    ) -> None:
         """A model of random weights that learns from text alone."""
         self.config, self.corpus = config, corpus
-        self.learner = Learner(_run(model, config, corpus), processes)
+        self.learner = Learner(_run(model, config, corpus, cache), processes)
         self.plan = plan_run(config, corpus.streams["train"], seed=SEED)
         self.losses: list[float] = []  # nats per target, of every step so far
 
@@ -42,10 +51,10 @@ class OurTraining:
         self.losses.append(loss)
 
 
-def comparable(rows: int, seq_len: int, *, steps: int, precision: str) -> TrainConfig:
+def comparable(rows: int, seq_len: int, *, steps: int, precision: str, view: Objective = "causal") -> TrainConfig:
     """Settings that both sides have: a constant rate, and rows that are one document each."""
     return TrainConfig(
-        view="causal",
+        view=view,
         steps=steps,
         batch_size=rows,
         seq_len=seq_len,
@@ -63,7 +72,7 @@ def flops_per_token(model: ModelConfig, config: TrainConfig, *, vocab_size: int)
     return 3 * (forward.body + targets * forward.head)
 
 
-def _run(model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Run:
+def _run(model: ModelConfig, config: TrainConfig, corpus: Corpus, cache: CacheConfig) -> Run:
     return Run(
         name="speed",
         folder=Path("speed"),  # only named in errors: nothing is written
@@ -71,7 +80,7 @@ def _run(model: ModelConfig, config: TrainConfig, corpus: Corpus) -> Run:
         train=config,
         terms=(CROSS_ENTROPY,),
         corpus=corpus,
-        cache=CACHE,
+        cache=cache,
         seed=SEED,
         fingerprint={},
         tracking=TrackingConfig(),
