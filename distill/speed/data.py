@@ -111,8 +111,8 @@ def packaged_model(name: str) -> ModelConfig:
 
 
 def _words(vocab_size: int) -> list[str]:
-    """One word of three letters for each type that is not special."""
-    letters = itertools.product(string.ascii_lowercase, repeat=3)
+    """One word of four letters for each type that is not special."""
+    letters = itertools.product(string.ascii_lowercase, repeat=4)
     return ["".join(word) for word in itertools.islice(letters, vocab_size - len(SPECIAL_TOKENS))]
 
 
