@@ -44,7 +44,7 @@ from corpora.synthetic_pairs import minimal_pairs
 from distill.acquisition_scores import acquisition_scores
 from distill.baseline import score_baseline
 from distill.distributed import Processes
-from distill.memory import keep_freed_memory
+from distill.memory import keep_freed_memory, made_for_good
 from distill.own_code import Limits, score_with_code
 from distill.texts import asks_no_choice, candidate_costs, own_text, require_texts
 from distill.year_data import as_in_year
@@ -130,7 +130,8 @@ def score_folder(
     team = scoring_team()
     if team.world_size > 1 and out is None:
         raise RecipeError("--out: not given, but several processes meet in it; name a folder")
-    tasks = {} if asks_no_choice(config) else _tasks(config)
+    with made_for_good():
+        tasks = {} if asks_no_choice(config) else _tasks(config)
     own, answers = own_text(folder, config), out and out / "answers"
     announce: Callable[[str], None] = print if team.rank == 0 else lambda line: None
     baseline = cache(lambda: score_baseline(folder, tasks, own, config, _protocol(config), out, team, announce))

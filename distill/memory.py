@@ -1,10 +1,14 @@
-"""What a process keeps: memory that a step frees stays for the next one, and mapped files stay open."""
+"""What a process keeps: memory that a step frees stays for the next one, mapped files stay open, what is read for good is
+not looked through for garbage."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import gc
 import platform
 import resource
+from collections.abc import Iterator
 
 # glibc's mallopt parameters (malloc.h)
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -32,3 +36,19 @@ def allow_many_files() -> None:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most != resource.RLIM_INFINITY:  # systems that say so take less for an answer
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+@contextlib.contextmanager
+def made_for_good() -> Iterator[None]:
+    """What is made inside stays until the process ends: Python's garbage collector goes through it neither now nor later.
+
+    Of the 67,000 pairs of BLiMP it would find no garbage, and take as long as reading them.
+    """
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if collecting:
+            gc.enable()

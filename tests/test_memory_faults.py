@@ -4,6 +4,7 @@ is not, and where fewer rows do not help the run ends in one line, with exit cod
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -25,6 +26,7 @@ from distill.averaging import MovingAverage
 from distill.distributed import Processes
 from distill.learner import Learner
 from distill.look import TuneStream
+from distill.memory import made_for_good
 from distill.micro_batch import fewer_rows_next_time, is_out_of_memory, kept_limit
 from distill.objective import Objective
 from distill.precision import Scaler
@@ -260,6 +262,7 @@ def test_a_look_reads_no_more_rows_than_training(corpus: Corpus, processes: Proc
 # several processes
 
 BOTH = """
+import gc
 import sys
 from pathlib import Path
 from test_memory_faults import first_start, second_start
@@ -356,3 +359,13 @@ def test_a_sharded_run_is_told_the_same(started: Path, corpus: Corpus, processes
     code, said = (started / "sharded-1").read_text().split(" ", 1)
     assert code == "5" and "step 1: CUDA out of memory" in said and "with 3 rows at a time instead of 5" in said
     assert kept_limit(runs(corpus, started)["sharded"], processes) == 3
+
+
+def test_what_is_made_for_good_is_no_garbage() -> None:
+    """The collector rests inside, and never looks at what was made there; afterwards it works as before."""
+    frozen = gc.get_freeze_count()
+    with made_for_good():
+        assert not gc.isenabled()
+        kept = [{"pair": number} for number in range(1000)]
+    assert gc.isenabled() and gc.get_freeze_count() >= frozen + len(kept)
+    gc.unfreeze()
