@@ -103,6 +103,10 @@ def models_are_possible(recipe: Recipe) -> Iterator[Problem]:
         except RecipeError as error:
             key, _, message = str(error).removeprefix("model.").partition(": ")
             yield (*keys, "model", key), message
+        other = [view for view in (read_views(train) if train else ()) if model.view not in (None, view)]
+        if other:
+            found = f"{other[0]} rows, but the model's view is {model.view}, the only one that its head is for"
+            yield (*keys, "train", "view"), f"{found}; make both the same"
         if model.vocab_size not in (None, recipe.tokenizer.vocab_size):
             found = f"{model.vocab_size}, but tokenizer.vocab_size is {recipe.tokenizer.vocab_size}"
             yield (*keys, "model", "vocab_size"), f"{found}; leave it out, or make both the same"
@@ -125,6 +129,9 @@ def starts_are_possible(recipe: Recipe) -> Iterator[Problem]:
             if run.adapters and not run.start:
                 found = "adapters to weights that are drawn anew learn little"
                 yield (*keys, "adapters"), f"{found}; name a trained model's folder with `start`, or leave them out"
+            if run.fresh_head and not run.start:
+                found = "without a start all weights are drawn anew"
+                yield (*keys, "fresh_head"), f"{found}; name a folder with `start`, or leave it out"
             if (run.start or run.adapters) and not run.model:
                 yield (*keys, "start"), "says how training begins, and nothing is trained; give model and train too"
             elif run.adapters and run.model:

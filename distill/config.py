@@ -148,6 +148,7 @@ class TeacherConfig:
     train: TrainConfig | None = None
     terms: list[TermConfig] = field(default_factory=list)  # cross_entropy with smoothing or z-loss; empty: plain
     start: str | None = None  # run folder or Hugging Face folder whose weights training begins with; null: drawn anew
+    fresh_head: bool = False  # of the start the body alone is taken, and the language model's head is drawn anew
     adapters: AdapterConfig | None = None  # trained instead of the start's weights, and merged into what is saved
     seeds: int = 1  # runs that differ in their seed alone: members NAME-1, NAME-2, ..., all of them called NAME
     path: str | None = None  # run folder or Hugging Face folder with the same tokenizer
@@ -165,6 +166,7 @@ class StudentConfig:
     train: TrainConfig
     terms: list[TermConfig]
     start: str | None = None  # run folder or Hugging Face folder whose weights training begins with; null: drawn anew
+    fresh_head: bool = False  # of the start the body alone is taken, and the language model's head is drawn anew
     adapters: AdapterConfig | None = None  # trained instead of the start's weights, and merged into what is saved
     controls: list[Control] = field(default_factory=list)
 

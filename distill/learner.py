@@ -150,7 +150,7 @@ class Learner:
             seed=address(run.seed, "init"),
         )
         if run.start is not None:
-            start_from(model, run.start)
+            start_from(model, run.start, fresh_head=run.fresh_head)
         if run.adapters is not None:
             with_adapters(model, run.adapters, seed=address(run.seed, "adapters"))
         return model

@@ -107,6 +107,7 @@ class Project:
             tracking=self.recipe.tracking,
             benchmarks=self.recipe.benchmarks,
             start=Path(config.start) if config.start else None,
+            fresh_head=config.fresh_head,
             adapters=config.adapters,
         )
 
@@ -259,6 +260,7 @@ class Project:
             tracking=self.recipe.tracking,
             benchmarks=self.recipe.benchmarks,
             start=Path(config.start) if config.start else None,
+            fresh_head=config.fresh_head,
             adapters=config.adapters,
         )
 
@@ -282,13 +284,19 @@ class Project:
         return {
             "corpus": self.corpus.identity("train"),
             "model": as_plain(config.model),
-            "start": self._weights_of(Path(config.start), "start", foreign=True) if config.start else None,
+            "start": self._start_of(config) if config.start else None,
             "adapters": as_plain(config.adapters) if config.adapters else None,
             "train": {key: value for key, value in as_plain(train).items() if key not in _NO_EFFECT},
             "masks": self._masks() if masked else None,
             "terms": [self._term_fingerprint(term) for term in terms],
             "seed": str(seed),
         }
+
+    def _start_of(self, config: TeacherConfig | StudentConfig) -> str:
+        """The weights that training begins with, and whether it is with all of them."""
+        assert config.start is not None, "asked for where there is one"
+        weights = self._weights_of(Path(config.start), "start", foreign=True)
+        return f"body of {weights}" if config.fresh_head else weights
 
     def _masks(self) -> dict[str, Any]:
         """The masks that masked rows have."""

@@ -49,6 +49,7 @@ class Run:
     tracking: TrackingConfig
     benchmarks: BenchmarksConfig = field(default_factory=BenchmarksConfig)  # of which a probe scores a few pairs
     start: Path | None = None  # folder of the weights that training begins with; None: drawn anew
+    fresh_head: bool = False  # of those the body alone is taken
     adapters: AdapterConfig | None = None  # trained instead of those weights
 
 

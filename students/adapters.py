@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from corpora.errors import InputRefused, RecipeError, describe_differences
 from corpora.token_ids import TokenIds
 from students.buildable import Buildable, default_if_none
 from students.config import AdapterConfig, ModelConfig
+from students.hugging_face import HuggingFace
+from students.language_model import LanguageModel
 from students.registry import ARCHITECTURES, check_model
 from students.run_folder import load_model
 
@@ -29,14 +31,54 @@ _NOT_COMPARED = ("dropout", "attention_dropout")
 _INJECTED = "peft_config"  # attribute that peft leaves on a network with adapters
 
 
-def start_from(model: Buildable, folder: Path) -> None:
+def start_from(model: Buildable, folder: Path, *, fresh_head: bool = False) -> None:
     """Fill a freshly built model with the weights of a run folder or Hugging Face folder.
 
-    The folder's model must be of the same architecture, sizes and variant; dropouts may differ. Raises InputRefused
-    for another model, with the fields that differ, and whatever `load_model` raises.
+    The folder's model must be of the same architecture, sizes and variant; dropouts may differ. With `fresh_head` the
+    language model's head stays as it was drawn. Raises InputRefused for another model, with the fields or tensors that
+    differ, and for a head that is the body's own table; and whatever `load_model` raises.
     """
     assert not has_adapters(model), "a start comes before adapters"
     found = load_model(folder)
+    if isinstance(model, HuggingFace):
+        _require_same_network(found, model, folder)
+    else:
+        _require_same_model(found, model, folder)
+    state = found.network.state_dict()
+    if fresh_head:
+        state = _body_of(state, model, folder)
+    model.network.load_state_dict(state, strict=not fresh_head)
+
+
+def _require_same_network(found: LanguageModel, model: HuggingFace, folder: Path) -> None:
+    """Of the same class, with tensors of the same names and shapes."""
+    kinds = [type(network).__name__ for network in (found.network, model.network)]
+    shapes = [
+        {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        for network in (found.network, model.network)
+    ]
+    differences = describe_differences(shapes[0], shapes[1])
+    if kinds[0] != kinds[1] or differences:
+        told = f"a {kinds[0]} instead of a {kinds[1]}" if kinds[0] != kinds[1] else differences
+        raise InputRefused(
+            f"{folder}: another network than the recipe's ({told}), expected the same class and sizes; change model to "
+            "what the folder has, or start from another folder"
+        )
+
+
+def _body_of(state: dict[str, Tensor], model: Buildable, folder: Path) -> dict[str, Tensor]:
+    """The weights of the body; raises InputRefused where the head's matrix is one of them."""
+    network = model.network
+    if network.get_output_embeddings().weight is network.get_input_embeddings().weight:  # pyright: ignore[reportOptionalMemberAccess]
+        raise InputRefused(
+            f"{folder}: fresh_head, but the head of {type(network).__name__} is the table of words, which the body "
+            "reads; set model.tie_word_embeddings to false, or leave fresh_head out"
+        )
+    return {name: tensor for name, tensor in state.items() if name.startswith(f"{network.base_model_prefix}.")}
+
+
+def _require_same_model(found: LanguageModel, model: Buildable, folder: Path) -> None:
+    """By their ModelConfigs."""
     if not isinstance(found, Buildable):
         raise InputRefused(
             f"{folder}: a {type(found.network).__name__}, which no ModelConfig describes, expected one of "
@@ -48,7 +90,6 @@ def start_from(model: Buildable, folder: Path) -> None:
             f"{folder}: another model than the recipe's ({differences}), expected the same architecture and sizes; "
             "change model to what the folder has, or start from another folder"
         )
-    model.network.load_state_dict(found.network.state_dict())
 
 
 def check_adapters(config: AdapterConfig, model: ModelConfig) -> None:

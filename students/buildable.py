@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, ClassVar, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedModel
@@ -52,7 +52,7 @@ class Buildable(LanguageModel):
     config: ModelConfig
     network_class: ClassVar[type[PreTrainedModel]]
     config_class: ClassVar[type[PretrainedConfig]]
-    causal_head: ClassVar[bool]  # whether the Hugging Face class is a causal language model that can generate
+    causal_head: bool  # whether the Hugging Face class is a causal language model that can generate
     unused_fields: ClassVar[tuple[str, ...]]  # fields of ModelConfig that mean nothing here: only their defaults fit
     source_files: ClassVar[tuple[str, ...]] = ()  # modelling files that travel with a saved model
     auto_map: ClassVar[dict[str, str]] = {}  # Auto class of transformers: module and class in the files above
@@ -114,7 +114,7 @@ class Buildable(LanguageModel):
                 f"model.hidden_size: {config.hidden_size} is not divisible by num_heads {config.num_heads}; "
                 f"take a multiple of {config.num_heads}"
             )
-        defaults = {field.name: field.default for field in fields(ModelConfig)}
+        defaults = {field.name: {} if field.default is MISSING else field.default for field in fields(ModelConfig)}
         for name in cls.unused_fields:
             if getattr(config, name) != defaults[name]:
                 raise RecipeError(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-Architecture = Literal["llama", "gptj", "gpt2", "elc_bert", "ltg_bert", "gpt_bert", "lv_bert", "share_bert"]
+Architecture = Literal[
+    "llama", "gptj", "gpt2", "elc_bert", "ltg_bert", "gpt_bert", "lv_bert", "share_bert", "hugging_face"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,7 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int | None = None  # llama: key-value heads; null: num_heads
     # FFN width; null: llama, elc_bert and ltg_bert 8/3 D, gpt_bert 10/3 D (to a multiple of 8), gptj, gpt2 and
-    # lv_bert 4 D, share_bert 2 D
+    # lv_bert 4 D, share_bert 2 D, hugging_face what transformers has
     intermediate_size: int | None = None
     vocab_size: int | None = None  # types; null: the tokenizer's. A number that differs from the tokenizer's is refused
     max_positions: int = 512  # longest row in tokens
@@ -38,10 +40,14 @@ class ModelConfig:
     # lv_bert (arXiv 2106.11740): a letter for each sublayer, two in one of num_layers: D dynamic convolution, S
     # self-attention, F feed-forward; null: the published list, whose num_layers is 12
     layers: str | None = None
-    embedding_size: int | None = None  # lv_bert: width of tables and features; null: hidden_size
+    embedding_size: int | None = None  # lv_bert, hugging_face: width of tables and features; null: hidden_size
     factor_size: int | None = None  # share_bert: width of the table of words; null: 3/16 D
     encoder_ln_mode: Literal["pre-ln", "post-ln"] = "pre-ln"  # share_bert: norms before or after the sublayers
     layer_norm_type: Literal["pytorch", "rms_norm"] = "pytorch"  # share_bert: kind of all its norms
+    model_type: str | None = None  # hugging_face: an architecture of transformers, such as bert or opt
+    view: Literal["causal", "masked"] | None = None  # hugging_face: what its head is for
+    # hugging_face: more of its configuration, by its own names
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)
 
     @property
     def feature_size(self) -> int:

@@ -1,4 +1,4 @@
-"""Every architecture by name, and the one way to build a model."""
+"""Every architecture of ours by name, any other of transformers, and the one way to build a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from students.elc_bert import ElcBert
 from students.gpt2 import Gpt2
 from students.gpt_bert import GptBert
 from students.gptj import GptJ
+from students.hugging_face import HuggingFace
 from students.llama import Llama
 from students.ltg_bert import LtgBert
 from students.lv_bert import LvBert
@@ -27,15 +28,14 @@ ARCHITECTURES: dict[str, type[Buildable]] = {
     "lv_bert": LvBert,
     "share_bert": ShareBert,
 }
+ANY: dict[str, type[Buildable]] = {**ARCHITECTURES, "hugging_face": HuggingFace}  # and whatever transformers has
 
 
 def check_model(config: ModelConfig) -> type[Buildable]:
     """The class that `config` is for; raises RecipeError, in one line, when no model can be built from it."""
-    if config.architecture not in ARCHITECTURES:
-        raise RecipeError(
-            f"model.architecture: found {config.architecture!r}, expected one of {', '.join(ARCHITECTURES)}"
-        )
-    architecture = ARCHITECTURES[config.architecture]
+    if config.architecture not in ANY:
+        raise RecipeError(f"model.architecture: found {config.architecture!r}, expected one of {', '.join(ANY)}")
+    architecture = ANY[config.architecture]
     architecture.check(config)
     return architecture
 
