@@ -5,6 +5,7 @@ Digests are of what must be reproducible: weights, metrics logs, caches, scores.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -108,14 +109,14 @@ def test_killed_at_five_random_moments_it_ends_the_same(finished: tuple[Path, fl
         process = subprocess.Popen(
             command(run_dir), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(draw.uniform(0.3, 0.9) * seconds)
-        except subprocess.TimeoutExpired:
+        if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
-        else:  # the run was done before this moment: the remaining kills would meet nothing
-            assert process.returncode == 0 and kills >= 1
+        if process.wait() == 0:  # it was done before the kill: the remaining ones would meet nothing
+            assert kills >= 1
             break
+        assert process.returncode == -signal.SIGKILL
         kills += 1
     subprocess.run(command(run_dir), check=True, cwd=ROOT, capture_output=True)
     assert digests(run_dir) == digests(uninterrupted)

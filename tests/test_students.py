@@ -94,7 +94,7 @@ def test_a_document_reads_the_same_alone_and_in_a_packed_padded_row(architecture
             chosen = SEGMENTS_BT[row] == segment
             alone_1T = input_ids_BT[row : row + 1, chosen]
             alone_BTD = model.features(alone_1T, torch.zeros_like(alone_1T), causal)
-            torch.testing.assert_close(packed_BTD[row, chosen], alone_BTD[0], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(packed_BTD[row, chosen], alone_BTD[0], atol=2e-5, rtol=0)
 
 
 @every_architecture
