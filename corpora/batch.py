@@ -53,11 +53,13 @@ def masked_view(
     isolated: bool = True,
     keep_share: float = 0.0,
     random_share: float = 0.0,
+    shift: int = 0,
 ) -> View:
-    """The spans of one fold are replaced by mask tokens, or as the noise says, and predicted where they stand."""
+    """The spans of one fold are replaced by mask tokens, or as the noise says, and predicted where they stand, or with
+    a shift of 1 by the output before."""
     return View(
         objective="masked",
-        shift=0,
+        shift=shift,
         isolated=isolated,
         mask_seed=mask_seed,
         fold=fold,

@@ -289,7 +289,10 @@ def _subjects(folder: Path, checkpoints: bool) -> Iterator[Subject]:
 
 
 def _backends(subject: Subject, config: EvaluationConfig) -> list[str]:
-    return [config.backend] if config.backend is not None else list(subject.views)
+    """The modes that are asked for, or those of training: of masked rows as the model was aligned."""
+    if config.backend is not None:
+        return [config.backend]
+    return ["mntp" if view == "masked" and subject.model.masked_shift else view for view in subject.views]
 
 
 def scoring_team() -> Team:

@@ -30,7 +30,7 @@ def model_nats(
     """
     stream = corpus.streams[stream_name]
     windows = plan_windows(stream, config.window, objective=objective)
-    view = cached_view(config, objective)
+    view = cached_view(config, objective, shift=model.masked_shift)
     head, device = model.head(), next(model.parameters()).device
     rows = max(CHUNK_BYTES // (4 * corpus.vocab_size * config.window), 1)
     positions, nats = [], []

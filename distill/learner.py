@@ -170,6 +170,7 @@ class Learner:
                 processes=processes,
                 micro_batch_size=self.micro_batch,
                 precision=self.precision,
+                masked_shift=run.masked_shift,
             )
 
     def _backward(self, step: int, data: StepData, processes: Processes, *, values: bool) -> dict[str, float]:

@@ -131,7 +131,7 @@ class TuneStream:
         return window_batches(
             self._stream,
             windows,
-            cached_view(run.cache, objective),
+            cached_view(run.cache, objective, shift=run.masked_shift),
             rows=rows,
             token_ids=run.corpus.token_ids,
             vocab_size=run.corpus.vocab_size,

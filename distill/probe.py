@@ -25,7 +25,7 @@ def probe(run: Run, model: LanguageModel, processes: Processes) -> dict[str, flo
     config = probe_config(run.benchmarks, run.train.probe_pairs)
     found = {}
     for objective in read_views(run.train):
-        candidate = candidate_from_model(run.name, model, objective)
+        candidate = candidate_from_model(run.name, model, objective, shift=model.masked_shift)
         result = score_tasks(candidate, _tasks(config), run.corpus.tokenizer, config)
         if result is not None:
             found[f"{objective}/pairs"] = result.accuracy

@@ -27,7 +27,8 @@ from distill.shares import read_views
 from distill.step_data import Term
 from students.language_model import LanguageModel
 from students.narrowed import Narrowed
-from students.run_folder import NETWORK_CONFIG, WEIGHTS, load_model, weight_files
+from students.registry import check_model
+from students.run_folder import NETWORK_CONFIG, WEIGHTS, load_model, stored_masked_shift, weight_files
 from teachers.cache import CachedTeacher, CacheKey, cached_view
 from teachers.ensemble import Ensemble
 from teachers.pools import normalised
@@ -87,6 +88,14 @@ class Project:
         if config.train is not None:
             return read_views(config.train)[0]
         return _trained_view(self.teacher_folder(name), f"teachers.{name}")
+
+    def _teacher_shift(self, name: str) -> int:
+        """Where a teacher's output for a hidden token stands."""
+        config = self.recipe.teachers[name]
+        model = self.recipe.teachers[config.of].model if config.of is not None else config.model
+        if model is None:
+            return stored_masked_shift(self.teacher_folder(name))
+        return check_model(model).masked_shift_of(model)
 
     def teacher_run(self, name: str) -> Run:
         """What training a teacher depends on: text alone."""
@@ -150,7 +159,7 @@ class Project:
 
     def cache_key(self, name: str, stream: str) -> CacheKey:
         """What a teacher's cache over a stream depends on."""
-        view = cached_view(self.recipe.cache, self.teacher_objective(name))
+        view = cached_view(self.recipe.cache, self.teacher_objective(name), shift=self._teacher_shift(name))
         return CacheKey(self.corpus, stream, self.teacher_weights(name), view, self.recipe.cache)
 
     def cached(self, name: str, stream: str) -> CachedTeacher:
@@ -287,7 +296,7 @@ class Project:
             "start": self._start_of(config) if config.start else None,
             "adapters": as_plain(config.adapters) if config.adapters else None,
             "train": {key: value for key, value in as_plain(train).items() if key not in _NO_EFFECT},
-            "masks": self._masks() if masked else None,
+            "masks": self._masks(config) if masked else None,
             "terms": [self._term_fingerprint(term) for term in terms],
             "seed": str(seed),
         }
@@ -298,9 +307,12 @@ class Project:
         weights = self._weights_of(Path(config.start), "start", foreign=True)
         return f"body of {weights}" if config.fresh_head else weights
 
-    def _masks(self) -> dict[str, Any]:
-        """The masks that masked rows have."""
-        return cached_view(self.recipe.cache, "masked").scheme() | {"rounds": self.recipe.cache.rounds}
+    def _masks(self, config: TeacherConfig | StudentConfig) -> dict[str, Any]:
+        """The masks that masked rows have, and where they are predicted."""
+        assert config.model is not None, "a run trains one"
+        shift = check_model(config.model).masked_shift_of(config.model)
+        view = cached_view(self.recipe.cache, "masked", shift=shift)
+        return view.scheme() | {"rounds": self.recipe.cache.rounds}
 
     def _term_fingerprint(self, term: TermConfig) -> dict[str, Any]:
         if not term.members:

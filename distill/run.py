@@ -29,6 +29,7 @@ from distill.tracking import METRICS
 from students.adapters import merged
 from students.buildable import Buildable
 from students.config import AdapterConfig, ModelConfig
+from students.registry import check_model
 from students.run_folder import save_model
 from teachers.config import CacheConfig
 
@@ -51,6 +52,11 @@ class Run:
     start: Path | None = None  # folder of the weights that training begins with; None: drawn anew
     fresh_head: bool = False  # of those the body alone is taken
     adapters: AdapterConfig | None = None  # trained instead of those weights
+
+    @property
+    def masked_shift(self) -> int:
+        """How its masked rows are aligned."""
+        return check_model(self.model).masked_shift_of(self.model)
 
 
 def rows_seed(seed: int) -> int:

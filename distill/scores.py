@@ -241,7 +241,7 @@ def _model(project: Project, name: str, role: Role, objective: Objective, folder
     def measure(device: torch.device) -> tuple[Candidate, Nats]:
         model = project.load(folder).to(device)
         nats = partial(model_nats, model, project.corpus, objective=objective, config=project.recipe.cache)
-        return candidate_from_model(name, model, objective), nats
+        return candidate_from_model(name, model, objective, shift=model.masked_shift), nats
 
     parameters = manifest.facts["parameters"] if manifest else _count_parameters(folder)
     return Contender(name, name, role, objective, {"weights": weights}, parameters, folder, measure)

@@ -59,7 +59,9 @@ def require_rows(config: TrainConfig, world_size: int) -> None:
             )
 
 
-def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: CacheConfig) -> View:
+def step_view(
+    objective: Objective, epoch: int, config: TrainConfig, cache: CacheConfig, *, masked_shift: int = 0
+) -> View:
     """The view of an epoch: masked rows go through the folds, one an epoch, so that a round hides every position once.
 
     With `dynamic_masks` each round has masks of its own; otherwise the rounds have the cache's, in turn.
@@ -76,6 +78,7 @@ def step_view(objective: Objective, epoch: int, config: TrainConfig, cache: Cach
         isolated=config.isolated,
         keep_share=cache.keep_share,
         random_share=cache.random_share,
+        shift=masked_shift,
     )
 
 
@@ -90,6 +93,7 @@ def step_data(
     processes: Processes,
     micro_batch_size: int | None = None,
     precision: str = "fp32",
+    masked_shift: int = 0,
 ) -> StepData:
     """What this process reads in a step of a run, at most `micro_batch_size` rows at a time.
 
@@ -108,7 +112,7 @@ def step_data(
         batch = make_batch(
             corpus.streams["train"],
             spans or everything[objective, epoch][:1],
-            step_view(objective, epoch, config, cache),
+            step_view(objective, epoch, config, cache, masked_shift=masked_shift),
             token_ids=corpus.token_ids,
             vocab_size=corpus.vocab_size,
         )

@@ -44,6 +44,8 @@ from distill.submitted_predictions import (
 )
 from distill.year_data import PROTOCOL_OF, known_year
 from students.buildable import Buildable
+from students.config import ModelConfig
+from students.registry import check_model
 
 BACKENDS: dict[Backend, OurBackend] = {"causal": "causal", "mlm": "masked", "mntp": "mntp"}
 _READS: dict[Backend, Objective] = {"causal": "causal", "mlm": "masked", "mntp": "masked"}
@@ -153,7 +155,10 @@ def _backend(trained: TrainedRun, config: SubmissionConfig) -> Backend:
     if config.backend is None:
         if len(views) > 1:
             raise RecipeError(f"--backend: {trained.folder} was trained in both views; choose {', '.join(BACKENDS)}")
-        return "causal" if views == ["causal"] else "mlm"
+        if views == ["causal"]:
+            return "causal"
+        model = ModelConfig(**trained.made_from["model"])
+        return "mntp" if check_model(model).masked_shift_of(model) else "mlm"
     if _READS[config.backend] not in views:
         raise RecipeError(f"--backend {config.backend}: {trained.folder} was trained {views[0]}; leave it out")
     return config.backend

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 from transformers import PretrainedConfig, PreTrainedModel
 
@@ -55,6 +55,7 @@ class Buildable(LanguageModel):
     causal_head: bool  # whether the Hugging Face class is a causal language model that can generate
     unused_fields: ClassVar[tuple[str, ...]]  # fields of ModelConfig that mean nothing here: only their defaults fit
     source_files: ClassVar[tuple[str, ...]] = ()  # modelling files that travel with a saved model
+    default_masked_shift: ClassVar[Literal[0, 1]] = 0  # where the recipe says null
     auto_map: ClassVar[dict[str, str]] = {}  # Auto class of transformers: module and class in the files above
 
     def __init__(self, config: ModelConfig, *, vocab_size: int, token_ids: TokenIds) -> None:
@@ -74,6 +75,16 @@ class Buildable(LanguageModel):
     @abstractmethod
     def model_config(cls, network_config: Any) -> ModelConfig:
         """The inverse of `network_config`; raises InputRefused when ModelConfig cannot say it."""
+
+    @classmethod
+    def masked_shift_of(cls, config: ModelConfig) -> Literal[0, 1]:
+        """`LanguageModel.masked_shift` of a model that `config` describes."""
+        return default_if_none(config.masked_shift, cls.default_masked_shift)
+
+    @property
+    def masked_shift(self) -> Literal[0, 1]:
+        """As the recipe says, or the architecture's own."""
+        return self.masked_shift_of(self.config)
 
     @classmethod
     @abstractmethod

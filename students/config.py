@@ -35,6 +35,9 @@ class ModelConfig:
     variant: Literal["base", "zero", "normalized", "weighted_output"] = "zero"  # elc_bert (arXiv 2311.02265)
     # elc_bert, ltg_bert and gpt_bert: size of the log-bucket relative position table
     position_buckets: int = 32
+    # elc_bert, ltg_bert and gpt_bert, rows with hidden tokens: 1: a token is predicted one position before it (masked
+    # next-token prediction, arXiv 2410.24159), 0: where it stands; null: gpt_bert 1, the others 0
+    masked_shift: Literal[0, 1] | None = None
     attention_gate: bool = True  # gpt_bert: GELU gates on what attention reads (arXiv 2410.24159)
     layer_average: bool = True  # gpt_bert: every block reads a learned average over depth; with neither it is plain
     # lv_bert (arXiv 2106.11740): a letter for each sublayer, two in one of num_layers: D dynamic convolution, S

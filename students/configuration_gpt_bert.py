@@ -23,6 +23,7 @@ class GptBertConfig(LtgBertConfig):
         self,
         intermediate_size: int = 2560,  # width of the gated feed-forward layer: 10/3 of hidden_size
         layer_norm_eps: float = 1e-5,
+        masked_shift: int = 1,  # both modes predict the next token
         attention_gate: bool = True,  # what attention reads is gated, see `GptBertAttention`
         layer_average: bool = True,  # blocks read averages of all earlier outputs, see `GptBertLayer`
         **sizes: Any,  # LTG-BERT's
@@ -30,4 +31,6 @@ class GptBertConfig(LtgBertConfig):
         """Raises ValueError for an untied output embedding."""
         self.attention_gate = attention_gate
         self.layer_average = layer_average
-        super().__init__(intermediate_size=intermediate_size, layer_norm_eps=layer_norm_eps, **sizes)
+        super().__init__(
+            intermediate_size=intermediate_size, layer_norm_eps=layer_norm_eps, masked_shift=masked_shift, **sizes
+        )

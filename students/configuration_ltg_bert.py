@@ -36,13 +36,16 @@ class LtgBertConfig(PretrainedConfig):
         hidden_dropout_prob: float = 0.1,
         attention_probs_dropout_prob: float = 0.1,
         layer_norm_eps: float = 1e-7,
+        masked_shift: int = 0,  # 1: masked next-token prediction, a token is predicted by the output before it
         pad_token_id: int | None = 0,
         bos_token_id: int | None = 1,
         eos_token_id: int | None = 2,
         tie_word_embeddings: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Raises ValueError for an untied output embedding."""
+        """Raises ValueError for an untied output embedding, and for another shift than 0 and 1."""
+        if masked_shift not in (0, 1):
+            raise ValueError(f"masked_shift: found {masked_shift!r}, expected 0 or 1")
         if not tie_word_embeddings:
             raise ValueError(f"tie_word_embeddings: {self.model_type}'s output embedding is always its input embedding")
         self.vocab_size = vocab_size
@@ -55,6 +58,7 @@ class LtgBertConfig(PretrainedConfig):
         self.hidden_dropout_prob = hidden_dropout_prob
         self.attention_probs_dropout_prob = attention_probs_dropout_prob
         self.layer_norm_eps = layer_norm_eps
+        self.masked_shift = masked_shift
         kwargs.setdefault("auto_map", dict(self.auto_classes))
         super().__init__(
             pad_token_id=pad_token_id,  # pyright: ignore[reportCallIssue]

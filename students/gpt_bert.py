@@ -1,7 +1,7 @@
 """GPT-BERT as the toolkit sees it (arXiv 2410.24159): one student or teacher for causal and masked views.
 
-The originals predict the next token in both, so its masked views are those with a shift of 1; nothing here depends on
-it. Axes: D hidden, F feed-forward width, L layers.
+The originals predict the next token in both, so its masked rows have a shift of 1 where the recipe does not say 0.
+Axes: D hidden, F feed-forward width, L layers.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ class GptBert(LtgFamily):
     config_class = GptBertConfig
     own_fields = ("attention_gate", "layer_average")
     norm_eps = 1e-5
+    default_masked_shift = 1
     unused_fields = all_fields_but(*FAMILY_FIELDS, *own_fields)
     source_files = ("modeling_gpt_bert.py", "configuration_gpt_bert.py", *SHARED_FILES)
     auto_map = GptBertConfig.auto_classes

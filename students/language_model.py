@@ -6,7 +6,7 @@ Axes: B rows, T positions, D features, N target rows.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -34,6 +34,11 @@ class LanguageModel(nn.Module, ABC):
 
     network: PreTrainedModel
     config: Sizes
+
+    @property
+    def masked_shift(self) -> Literal[0, 1]:
+        """How many positions before a hidden token the output stands that predicts it, in masked rows."""
+        return 0
 
     @abstractmethod
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:

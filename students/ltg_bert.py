@@ -28,7 +28,7 @@ from students.head import Head
 from students.modeling_ltg_bert import LtgBertForMaskedLM
 from students.modeling_ltg_heads import LtgForMaskedLM
 
-FAMILY_FIELDS = ("dropout", "position_buckets")  # of ModelConfig
+FAMILY_FIELDS = ("dropout", "position_buckets", "masked_shift")  # of ModelConfig
 SHARED_FILES = ("modeling_ltg.py", "modeling_ltg_fast.py", "modeling_ltg_heads.py", "configuration_ltg_bert.py")
 
 
@@ -78,13 +78,16 @@ class LtgFamily(Buildable):
             norm_eps=cls.norm_eps,
         )
         own = {name: getattr(config, name) for name in cls.own_fields}
-        return cls.config_class(**sizes, position_bucket_size=config.position_buckets, **own)
+        shift = cls.masked_shift_of(config)
+        return cls.config_class(**sizes, position_bucket_size=config.position_buckets, masked_shift=shift, **own)
 
     @classmethod
     def model_config(cls, network_config: LtgBertConfig) -> ModelConfig:
         """The inverse of `network_config`."""
         own = {name: getattr(network_config, name) for name in cls.own_fields}
         sizes = sizes_of_bert(network_config)
+        shift = network_config.masked_shift
+        own["masked_shift"] = None if shift == cls.default_masked_shift else shift
         return ModelConfig(**sizes, position_buckets=network_config.position_bucket_size, **own)
 
     @classmethod

@@ -6,6 +6,8 @@ rows beyond the tokenizer, the softmax shares out their mass over the tokens tha
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor
 
 from students.head import Head
@@ -21,6 +23,11 @@ class Narrowed(LanguageModel):
         self.model = model
         self.network, self.config = model.network, model.config
         self._vocab_size = vocab_size
+
+    @property
+    def masked_shift(self) -> Literal[0, 1]:
+        """The model's own."""
+        return self.model.masked_shift
 
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:
         """The model's own."""

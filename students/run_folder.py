@@ -28,7 +28,7 @@ from students.buildable import Buildable, default_if_none
 from students.config import ModelConfig
 from students.language_model import LanguageModel
 from students.pretrained import load_pretrained
-from students.registry import ARCHITECTURES, build_model
+from students.registry import ARCHITECTURES, build_model, check_model
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"  # where Hugging Face models are cut into several files
@@ -116,6 +116,17 @@ def _load_from_hugging_face(folder: Path) -> LanguageModel:
         return load_pretrained(folder, described)
     _load_weights(model, *files)
     return model.eval()
+
+
+def stored_masked_shift(folder: Path) -> int:
+    """`LanguageModel.masked_shift` of the model in a folder, of which nothing but a description is read."""
+    if (folder / MODEL_CONFIG).exists():
+        config = ModelConfig(**read_json(folder / MODEL_CONFIG)["model"])
+        return check_model(config).masked_shift_of(config)
+    described = _read_foreign_json(folder / NETWORK_CONFIG)
+    architecture = ARCHITECTURES.get(described.get("model_type", ""))
+    config_class = architecture.config_class if architecture is not None else None
+    return getattr(config_class.from_dict(described), "masked_shift", 0) if config_class is not None else 0
 
 
 def weight_files(folder: Path) -> list[Path]:

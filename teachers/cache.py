@@ -37,8 +37,11 @@ CACHE_FORMAT = 2  # of the files; another one is refused
 MOST_SPANS = 4  # of missing positions that an error lists
 
 
-def cached_view(config: CacheConfig, objective: str) -> View:
-    """The view in which a teacher is read; for a masked one, fold 0 of the first round that is cached."""
+def cached_view(config: CacheConfig, objective: str, *, shift: int = 0) -> View:
+    """The view in which a teacher is read; for a masked one, fold 0 of the first round that is cached.
+
+    `shift`: of a masked view, the teacher's `masked_shift`.
+    """
     if objective == "causal":
         return causal_view()
     return masked_view(
@@ -48,6 +51,7 @@ def cached_view(config: CacheConfig, objective: str) -> View:
         mean_span=config.mean_span,
         keep_share=config.keep_share,
         random_share=config.random_share,
+        shift=shift,
     )
 
 
@@ -208,9 +212,10 @@ class CachedTeacher:
         """The round of masks in which a batch's targets are looked up."""
         if batch.stream != self.stream:
             raise InputRefused(f"{self.manifest.folder}: holds the stream '{self.stream}', not '{batch.stream}'")
-        asked = replace(batch.view, fold=0)
-        if asked.objective != self.objective:
+        if batch.view.objective != self.objective:
             return draw % len(self.rounds)  # another objective meets by position
+        # records are found by the token that they predict, wherever a model's output for it stands
+        asked = replace(batch.view, fold=0, shift=self.rounds[0].shift)
         if asked in self.rounds:
             return self.rounds.index(asked)
         # the same one must have seen the same masks

@@ -342,6 +342,7 @@ OTHER_VALUES: dict[str, object] = {
     "factor_size": 20,
     "encoder_ln_mode": "post-ln",
     "layer_norm_type": "rms_norm",
+    "masked_shift": 1,
     "model_type": "bert",
     "view": "masked",
     "settings": {"x": 1},
@@ -351,6 +352,7 @@ OTHERS_OF: dict[tuple[str, str], dict[str, object]] = {
     ("lv_bert", "num_layers"): {"num_layers": 4, "layers": "DSFDSFD"},
     ("llama", "tie_word_embeddings"): {"tie_word_embeddings": True},
     ("share_bert", "tie_word_embeddings"): {"tie_word_embeddings": True},
+    ("gpt_bert", "masked_shift"): {"masked_shift": 0},
 }
 CAN_BE_TIED_OR_NOT = ("llama", "gptj", "gpt2")
 

@@ -72,7 +72,7 @@ _OUR_ENCODER = {  # BERT's names, as far as our own architectures have them
     "layer_norm_eps": EPSILON,
     "tie_word_embeddings": choice(True),
 }
-_LTG = _OUR_ENCODER | {"position_bucket_size": whole(4, 16_384)}
+_LTG = _OUR_ENCODER | {"position_bucket_size": whole(4, 16_384), "masked_shift": whole(0, 1)}
 _TWO_SEGMENTS = {"type_vocab_size": choice(2)}
 _ROTARY_BASE = real(1, 1e9)
 _ROTARY = {

@@ -173,7 +173,7 @@ def _answers(project: Project, name: str, student: str, positions: int) -> Answe
     if read_manifest(folder) is None:
         raise InputRefused(f"{folder}: the control is not trained; run the recipe of {project.folder} again")
     control = load_model(folder)
-    view = cached_view(cache, objective)
+    view = cached_view(cache, objective, shift=teacher.masked_shift)
     stream = project.corpus.streams["test"]
     batches = window_batches(
         stream,
