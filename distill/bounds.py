@@ -63,6 +63,7 @@ BOUNDS: dict[type, dict[str, Bound]] = {
         "share": above(0),
         "seq_len": at_least(2),
         **dict.fromkeys(("batch_size", "end_batch_size"), at_least(1)),
+        "num_folds": at_least(2),
         "views": at_least(0),
     },
     TrackingConfig: {"line_every": at_least(0)},

@@ -13,7 +13,7 @@ from corpora.errors import RecipeError, suggestion
 from distill.bounds import Problem, numbers_in_bounds
 from distill.config import Recipe, TrainConfig
 from distill.members import expanded, member_names
-from distill.shares import read_views
+from distill.shares import read_views, view_shares
 from distill.term_checks import CHECKS_OF_TERMS
 from students.config import ModelConfig
 
@@ -155,6 +155,16 @@ def masks_leave_something(recipe: Recipe) -> Iterator[Problem]:
     if masked and recipe.cache.num_folds == 1:
         found = "one fold masks every token at once"
         yield ("cache", "num_folds"), f"{found}; expected at least 2 (3 mask 33 %, 7 mask 14.3 %)"
+    for keys, _, train in _runs(recipe):
+        for number, phase in enumerate(train.phases if train else ()):
+            if phase.num_folds is None or train is None:
+                continue
+            place = (*keys, "train", "phases", number, "num_folds")
+            if "masked" not in (view_shares(phase) or view_shares(train)):
+                yield place, "no row of this phase is masked; leave it out"
+            elif not train.dynamic_masks:
+                found = f"{phase.num_folds}, but these are the cache's masks, of {recipe.cache.num_folds} folds"
+                yield place, f"{found}; set dynamic_masks to true, or leave it out"
 
 
 def snapshots_are_in_the_run(recipe: Recipe) -> Iterator[Problem]:

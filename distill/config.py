@@ -45,6 +45,7 @@ class PhaseConfig:
     batch_size: int | None = None  # rows in a step, over all processes
     end_batch_size: int | None = None  # rows at the end of the phase, reached linearly
     views: dict[Literal["causal", "masked"], float] = field(default_factory=dict)  # shares of rows; empty: the run's
+    num_folds: int | None = None  # masked rows: one of so many folds is hidden, with dynamic_masks; null: the cache's
     sources: list[str] = field(default_factory=list)  # curriculum: sources of the corpus that are read; empty: all
 
 

@@ -30,6 +30,7 @@ class Phase:
     row_edges: np.ndarray  # int64 [steps + 1]: number of each step's first row, counted from the phase's first
     plan: RowPlan
     shares: Mapping[Objective, float]
+    num_folds: int | None  # of masked rows one fold of so many is hidden; None: as the cache has them
     first_epoch: int  # an epoch of its own: other folds and draws than those of the phase before
 
     @property
@@ -133,7 +134,8 @@ def _of_steps(config: TrainConfig, stream: Stream, seed: int, steps: int) -> Run
             continue
         edges = np.concatenate([[0], np.cumsum(batch_sizes(config, phase, end - first))])
         plan = _row_plan(config, phase, stream, address(seed, "phase", number) if number else seed)
-        planned.append(Phase(first, edges, plan, view_shares(phase) or view_shares(config), first_epoch))
+        shares = view_shares(phase) or view_shares(config)
+        planned.append(Phase(first, edges, plan, shares, phase.num_folds, first_epoch))
         first_epoch += planned[-1].epochs
     return RunPlan(tuple(planned))
 

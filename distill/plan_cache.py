@@ -120,14 +120,16 @@ class CodecPlan:
 
 def target_shares(train: TrainConfig, num_folds: int) -> dict[str, tuple[float, float]]:
     """By view: share of the tokens that stand in its rows, and share that is a target; one fold of masked rows is."""
-    shares: dict[str, float] = {}
+    rows: dict[str, float] = {}
+    targets: dict[str, float] = {}
     for phase in phases_of(train):
         for view, share in (view_shares(phase) or view_shares(train)).items():
-            shares[view] = shares.get(view, 0.0) + share * phase.share * tokens_in_step(train, phase)
-    total = sum(shares.values())
-    return {
-        view: (share / total, share / total / (num_folds if view == "masked" else 1)) for view, share in shares.items()
-    }
+            tokens = share * phase.share * tokens_in_step(train, phase)
+            folds = (phase.num_folds or num_folds) if view == "masked" else 1
+            rows[view] = rows.get(view, 0.0) + tokens
+            targets[view] = targets.get(view, 0.0) + tokens / folds
+    total = sum(rows.values())
+    return {view: (rows[view] / total, targets[view] / total) for view in rows}
 
 
 def hearings(student: StudentConfig, members: Mapping[str, Member], num_folds: int) -> list[Hearing]:

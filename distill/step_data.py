@@ -99,7 +99,9 @@ def step_data(
 
     The rows, targets and weights of the whole step are the same on any number of processes.
     """
-    shares = plan.shares(step)
+    shares, folds = plan.shares(step), plan.phase(step).num_folds
+    if folds is not None:
+        cache = replace(cache, num_folds=folds)
     rows = _rows_of_views(plan.rows(step), shares)
     own = processes.own_share(rows)
     # where a model is sharded, all processes must read equally often, if need be a row without a target

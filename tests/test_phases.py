@@ -20,6 +20,7 @@ from distill.config import PhaseConfig, TrainConfig
 from distill.distributed import Processes
 from distill.learner import Learner
 from distill.phases import plan_run
+from distill.plan_cache import target_shares
 from distill.shares import read_views
 from distill.step_data import require_rows, step_data
 from distill.train import train
@@ -100,6 +101,29 @@ def test_shares_of_views_change_with_the_phase(corpus: Corpus, processes: Proces
             Counter(p.batch.view.objective for parts in data.micro_batches for p in parts for _ in p.batch.input_ids_BT)
         )
     assert found == [{"masked": 8}] * 2 + [{"causal": 6, "masked": 2}] * 2
+
+
+def test_the_share_of_masks_changes_with_the_phase(corpus: Corpus, processes: Processes) -> None:
+    """GPT-BERT's schedule, in steps: one token of two is hidden at first, then one of six, then as the cache has it."""
+    phases = [PhaseConfig(share=1, num_folds=2), PhaseConfig(share=1, num_folds=6), PhaseConfig(share=1)]
+    config = config_of(view="masked", dynamic_masks=True, steps=3, batch_size=32, phases=phases)
+    plan = plan_run(config, corpus.streams["train"], seed=7)
+    assert target_shares(config, 4) == {"masked": (1.0, pytest.approx((1 / 2 + 1 / 6 + 1 / 4) / 3))}
+    for step, folds in enumerate((2, 6, 4)):
+        data = step_data(
+            step,
+            plan,
+            corpus=corpus,
+            config=config,
+            cache=replace(tiny.CACHE, num_folds=4),
+            terms=[tiny.CROSS_ENTROPY],
+            processes=processes,
+        )
+        batches = [part.batch for parts in data.micro_batches for part in parts]
+        assert {batch.view.num_folds for batch in batches} == {folds}
+        ordinary = sum(int((batch.input_ids_BT != corpus.token_ids.begin).sum()) for batch in batches)
+        hidden = sum(int(batch.has_target_BT.sum()) for batch in batches)
+        assert hidden / ordinary == pytest.approx(1 / folds, abs=0.08)
 
 
 def test_rows_too_few_for_a_phase_are_refused_with_its_place() -> None:

@@ -261,6 +261,15 @@ def test_mistyped_and_unknown_keys(mistake: str, line: str) -> None:
         (["students.baby_llama.model.vocab_size=512"], "512, but tokenizer.vocab_size is 2048"),
         (["cache.window=256"], "256 tokens, but teacher llama has max_positions 128"),
         (["cache.num_folds=1"], "one fold masks every token at once"),
+        (
+            ["teachers.elc.train.phases=[{share: 1, num_folds: 5}]", "teachers.elc.train.dynamic_masks=false"],
+            "teachers.elc.train.phases.0.num_folds: 5, but these are the cache's masks, of 3 folds; set dynamic_masks",
+        ),
+        (
+            ["teachers.llama.train.phases=[{share: 1, num_folds: 5}]"],
+            "teachers.llama.train.phases.0.num_folds: no row of this phase is masked; leave it out",
+        ),
+        (["teachers.elc.train.phases=[{share: 1, num_folds: 1}]"], "found 1"),
         (["teachers.llama.path=runs/x"], "both a path and a model"),
         (["teachers.x={}"], "expected model and train, or the path"),
         (["teachers.elc.view=causal"], "listened to as causal, but trained on masked"),
