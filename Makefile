@@ -2,7 +2,7 @@
 PYTHON ?= python3
 STAMP := .venv/.installed
 
-.PHONY: .venv quickstart test test-peers test-export peers lint clean
+.PHONY: .venv quickstart test test-peers test-export test-recipes peers lint clean
 
 .venv: $(STAMP)
 
@@ -58,6 +58,10 @@ $(EXPORTS): .venv-export/%/.installed: tests/export/%.txt constraints.txt
 # folders of every architecture answer in both as they do here
 test-export: .venv $(EXPORTS)
 	.venv/bin/python -m pytest tests/export/with_transformers.py
+
+# the tiny twin of every published recipe; `make test` has one of each architecture
+test-recipes: .venv
+	.venv/bin/python -m pytest tests/recipes/all_twins.py
 
 lint: .venv
 	.venv/bin/ruff check .

@@ -116,7 +116,7 @@ def notes(report: Report) -> list[str]:
     if any(row.gain_kept is not None for row in report.rows):
         lines.append("gain kept: (CE of the control - CE of the student) / (CE of the control - CE of the pool).")
     lines += [
-        f"gain kept of {row.name} ({row.view}) is undefined: {row.gain_kept.reason}."
+        f"gain kept of {row.name.removesuffix(f' ({row.view})')} ({row.view}) is undefined: {row.gain_kept.reason}."
         for row in report.rows
         if row.gain_kept is not None and row.gain_kept.value is None
     ]
