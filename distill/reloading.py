@@ -21,6 +21,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from corpora.errors import Damaged, ProcessLost
 from distill.reload_child import NEW_CLASSES
@@ -37,6 +38,7 @@ TEXTS = (
     "naïve café — “quoted” 猫\n\tnew line",
 )
 CLASSIFIER = "AutoModelForSequenceClassification"
+POOLERS = {"pooler"}  # made anew where a masked language model was saved, which has none
 NEW_HEADS = {"classifier", "score"}  # what architectures call the head of an untrained classifier
 
 
@@ -135,7 +137,7 @@ def compared(expected: Expectation, answer: dict[str, Any]) -> Reloaded:
         if values is None:
             continue
         difference = _difference(found, values, expected.attention_mask_BT)
-        if missing or not difference <= TOLERANCE * max(1.0, values.abs().max().item()):
+        if missing - POOLERS or not difference <= TOLERANCE * max(1.0, values.abs().max().item()):
             raise Damaged(
                 f"{place}: {name}: values differ by {difference:.3g}, without weights for {sorted(missing)}; "
                 f"expected the same within {TOLERANCE:g} and all weights; {remedy}"
@@ -148,7 +150,10 @@ def compared(expected: Expectation, answer: dict[str, Any]) -> Reloaded:
 def _auto_networks(network: PreTrainedModel) -> dict[str, PreTrainedModel | None]:
     """What each Auto class makes of the folder of a network, on the same weights; None: its head is new."""
     named: Mapping[str, str] | None = getattr(network.config, "auto_classes", None)
-    if named is None:  # an architecture that transformers has itself: of ours all causal
+    if named is None:  # an architecture that transformers has itself
+        masked = type(network).__name__ in _names_of(MODEL_FOR_MASKED_LM_MAPPING_NAMES)
+        if masked:  # whose classifiers are as different as their poolers
+            return {"AutoModel": network.base_model, "AutoModelForMaskedLM": network}  # type: ignore[dict-item]
         return {"AutoModel": network.base_model, "AutoModelForCausalLM": network, CLASSIFIER: None}  # type: ignore[dict-item]
     module = sys.modules[type(network).__module__]
     found: dict[str, PreTrainedModel | None] = {"AutoModel": network.base_model, CLASSIFIER: None}  # type: ignore[dict-item]
@@ -159,6 +164,11 @@ def _auto_networks(network: PreTrainedModel) -> dict[str, PreTrainedModel | None
         if other is not None:
             found[auto_class] = other
     return found
+
+
+def _names_of(classes: Mapping[Any, Any]) -> set[str]:
+    """Of all classes that an Auto class knows; it may know several of a kind."""
+    return {name for known in classes.values() for name in ((known,) if isinstance(known, str) else known)}
 
 
 def _with_weights_of(network: PreTrainedModel, network_class: type[PreTrainedModel]) -> PreTrainedModel | None:

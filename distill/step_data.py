@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from corpora.addressed import address
 from corpora.batch import Batch, Objective, View, causal_view, masked_view
 from corpora.errors import RecipeError
 from corpora.loader import Row, Span
@@ -99,9 +100,11 @@ def step_data(
 
     The rows, targets and weights of the whole step are the same on any number of processes.
     """
-    shares, folds = plan.shares(step), plan.phase(step).num_folds
-    if folds is not None:
-        cache = replace(cache, num_folds=folds)
+    shares, phase = plan.shares(step), plan.phase(step)
+    first_epoch = 0
+    if phase.num_folds is not None:  # rounds of its own, from the beginning: other folds of old masks would repeat them
+        mask_seed = address(cache.mask_seed, "masks of a phase", phase.first) >> 2
+        cache, first_epoch = replace(cache, num_folds=phase.num_folds, mask_seed=mask_seed), phase.first_epoch
     rows = _rows_of_views(plan.rows(step), shares)
     own = processes.own_share(rows)
     # where a model is sharded, all processes must read equally often, if need be a row without a target
@@ -114,7 +117,7 @@ def step_data(
         batch = make_batch(
             corpus.streams["train"],
             spans or everything[objective, epoch][:1],
-            step_view(objective, epoch, config, cache, masked_shift=masked_shift),
+            step_view(objective, epoch - first_epoch, config, cache, masked_shift=masked_shift),
             token_ids=corpus.token_ids,
             vocab_size=corpus.vocab_size,
         )

@@ -58,12 +58,30 @@ def _require_same_network(found: LanguageModel, model: HuggingFace, folder: Path
         for network in (found.network, model.network)
     ]
     differences = describe_differences(shapes[0], shapes[1])
+    if kinds[0] == kinds[1] and not differences:
+        differences = describe_differences(_meaning(found.network), _meaning(model.network))
     if kinds[0] != kinds[1] or differences:
         told = f"a {kinds[0]} instead of a {kinds[1]}" if kinds[0] != kinds[1] else differences
         raise InputRefused(
             f"{folder}: another network than the recipe's ({told}), expected the same class and sizes; change model to "
             "what the folder has, or start from another folder"
         )
+
+
+def _meaning(network: PreTrainedModel) -> dict[str, Any]:
+    """What a configuration says of the function that weights compute: no dropout, ids of tokens, names or types."""
+    told = network.config.to_dict()
+    without = (
+        "drop",
+        "token_id",
+        "_name_or_path",
+        "transformers_version",
+        "architectures",
+        "dtype",
+        "use_cache",
+        "init",
+    )
+    return {name: value for name, value in told.items() if not any(word in name for word in without)}
 
 
 def _body_of(state: dict[str, Tensor], model: Buildable, folder: Path) -> dict[str, Tensor]:
@@ -175,7 +193,12 @@ def _chosen_layers(network: PreTrainedModel, targets: Sequence[str]) -> list[str
     layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear) and layer is not head]
     stacks = [name for name, part in network.named_modules() if isinstance(part, nn.ModuleList)]
     if not targets:
-        return [name for name in layers if any(name.startswith(f"{stack}.") for stack in stacks)]
+        of_blocks = [name for name in layers if any(name.startswith(f"{stack}.") for stack in stacks)]
+        if not of_blocks:
+            raise RecipeError(
+                f"adapters: the blocks of {type(network).__name__} have no linear layers of torch; leave adapters out"
+            )
+        return of_blocks
     chosen: dict[str, None] = {}
     for target in targets:
         meant = [name for name in layers if f".{name}".endswith(f".{target}")]

@@ -13,17 +13,18 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from corpora.batch import PADDING_SEGMENT
-from corpora.errors import InputRefused, RecipeError, suggestion
+from corpora.errors import CuveeError, InputRefused, RecipeError, suggestion
 from corpora.token_ids import TokenIds
-from students.buildable import Buildable, ForwardFlops, all_fields_but
+from students.buildable import Buildable, ForwardFlops, all_fields_but, default_if_none
 from students.config import ModelConfig
-from students.listening import Listening, max_positions, one_document_each, prove, require_embedding
+from students.listening import PROBE_LENGTH, Listening, max_positions, one_document_each, prove, require_embedding
 from students.pretrained import LOADERS
 
 # a field of ModelConfig, and what architectures of transformers call it; all that a configuration has are set
@@ -37,11 +38,24 @@ NAMES = {
 }
 
 
+# what transformers raises where it cannot build a model
+ERRORS = (
+    TypeError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    AttributeError,
+    ImportError,
+    AssertionError,
+    StrictDataclassError,
+)
+
+
 class HuggingFace(Listening, Buildable):
     """A network of transformers with random weights, in the one view that its head is for."""
 
     config: ModelConfig
-    unused_fields = all_fields_but("dropout", "embedding_size", "model_type", "view", "settings")
+    unused_fields = all_fields_but("num_kv_heads", "dropout", "embedding_size", "model_type", "view", "settings")
 
     def __init__(self, config: ModelConfig, *, vocab_size: int, token_ids: TokenIds) -> None:
         """Weights are drawn from torch's global generator; raises RecipeError when features cannot be told."""
@@ -53,8 +67,25 @@ class HuggingFace(Listening, Buildable):
         self.network = new_network(config, vocab_size, token_ids)
         if not require_embedding(self.network, self.place).is_meta:
             self.eval()
-            prove(self)
+            try:
+                prove(self)
+                self._freeze_idle()
+            except CuveeError:
+                raise
+            except ERRORS as error:
+                raise _refused(config, error) from error
             self.train()
+
+    def _freeze_idle(self) -> None:
+        """Leave what no output depends on as it is (a pooler, a bias beside the one that is used): DDP waits for it."""
+        ids_BT = torch.zeros(1, min(PROBE_LENGTH, self.config.max_positions), dtype=torch.long)
+        parameters = list(self.network.parameters())
+        with torch.enable_grad():
+            features_BTD = self.features(ids_BT, torch.zeros_like(ids_BT), self.causal_head)
+            total = self.head().logits(features_BTD[0]).sum()
+            gradients = torch.autograd.grad(total, parameters, allow_unused=True)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.requires_grad_(gradient is not None)
 
     def features(self, input_ids_BT: Tensor, segments_BT: Tensor, causal: bool) -> Tensor:
         """What meets the output embedding, [B, T, D]; of padding it means nothing.
@@ -67,6 +98,8 @@ class HuggingFace(Listening, Buildable):
         documents = [
             (row, start, stop) for row, segments_T in enumerate(segments_BT) for start, stop in _documents(segments_T)
         ]
+        if not documents:
+            return self.head().weight_VD.new_zeros(*input_ids_BT.shape, self.config.feature_size)
         ids_NT = pad_sequence(
             [input_ids_BT[row, start:stop] for row, start, stop in documents],
             batch_first=True,
@@ -87,7 +120,7 @@ class HuggingFace(Listening, Buildable):
         """The configuration of transformers; raises RecipeError for what it has no name for."""
         assert config.model_type is not None, "checked"
         config_class = CONFIG_MAPPING[config.model_type]
-        known = config_class().to_dict()
+        known = _defaults(config)
         values: dict[str, Any] = {
             "vocab_size": vocab_size,
             "hidden_size": config.hidden_size,
@@ -109,20 +142,28 @@ class HuggingFace(Listening, Buildable):
                     f"remove it, or write it in model.settings"
                 )
             values |= dict.fromkeys(present, value)
+        if "num_key_value_heads" in known:
+            values["num_key_value_heads"] = default_if_none(config.num_kv_heads, config.num_heads)
+        elif config.num_kv_heads is not None:
+            raise RecipeError(
+                f"model.num_kv_heads: found {config.num_kv_heads}, but {config.model_type} has none; remove it"
+            )
+        own_names = {ours: theirs for theirs, ours in config_class.attribute_map.items()}
         for name in config.settings:
-            if name not in known:
+            said = own_names.get(name, name)
+            if said in values and said != "max_position_embeddings":
+                raise RecipeError(
+                    f"model.settings.{name}: is said by a field of model, or by the tokenizer; remove it from settings"
+                )
+            if name not in known and name not in config_class.attribute_map:
                 raise RecipeError(
                     f"model.settings.{name}: {config.model_type} of transformers has no such field"
                     f"{suggestion(name, known)}"
                 )
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()  # of the ids that it has by default, which are replaced here
         try:
             return config_class(**values | config.settings)
-        except (TypeError, ValueError, KeyError) as error:
+        except ERRORS as error:
             raise _refused(config, error) from error
-        finally:
-            logging.set_verbosity(verbosity)
 
     @classmethod
     def model_config(cls, network_config: Any) -> ModelConfig:
@@ -150,10 +191,11 @@ class HuggingFace(Listening, Buildable):
                 f"{config.feature_size}; set it to {width}"
             )
         if (longest := max_positions(network)) < config.max_positions:
+            kept = network.config.max_position_embeddings - longest
+            why = f"; its first {kept} are kept for padding, so set" if kept else "; set"
             raise RecipeError(
-                f"model.max_positions: {config.model_type} reads {longest} of {config.max_positions} positions; its "
-                f"first {config.max_positions - longest} are kept for padding, so set model.settings."
-                f"max_position_embeddings to {2 * config.max_positions - longest}"
+                f"model.max_positions: {config.model_type} reads {longest} of {config.max_positions} positions{why} "
+                f"model.settings.max_position_embeddings to {config.max_positions + kept}"
             )
 
     @classmethod
@@ -181,8 +223,23 @@ def new_network(config: ModelConfig, vocab_size: int, token_ids: TokenIds) -> Pr
     network_config = HuggingFace.network_config(config, vocab_size=vocab_size, token_ids=token_ids)
     try:
         return LOADERS[config.view][0].from_config(network_config)
-    except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, ImportError, AssertionError) as error:
+    except CuveeError:
+        raise
+    except ERRORS as error:
         raise _refused(config, error) from error
+
+
+def _defaults(config: ModelConfig) -> dict[str, Any]:
+    """What a configuration of this kind has, with the library's own values."""
+    assert config.model_type is not None, "checked"
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # of the ids that it has by default, which are replaced
+    try:
+        return CONFIG_MAPPING[config.model_type]().to_dict()
+    except ERRORS as error:
+        raise _refused(config, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _without_memory(config: ModelConfig, vocab_size: int) -> PreTrainedModel:

@@ -145,17 +145,18 @@ def prove(model: Listening) -> None:
     output may change with a later token.
     """
     place, name, length = model.place, type(model.network).__name__, min(PROBE_LENGTH, model.config.max_positions)
+    padding = min(PROBE_PADDING, length - 1)
     generator = torch.Generator().manual_seed(0)
     ids_BT = torch.randint(model.head().weight_VD.shape[0], (2, length), generator=generator)
     segments_BT = torch.zeros_like(ids_BT)
-    ids_BT[1, length - PROBE_PADDING :], segments_BT[1, length - PROBE_PADDING :] = 0, PADDING_SEGMENT
+    ids_BT[1, length - padding :], segments_BT[1, length - padding :] = 0, PADDING_SEGMENT
     real_BT = segments_BT != PADDING_SEGMENT
     causal = model.objective == "causal"
     with torch.no_grad():
         own_NV = model.network(input_ids=ids_BT, attention_mask=real_BT.long()).logits[real_BT]
         features_BTD = model.features(ids_BT, segments_BT, causal)
         made_NV = model.head().logits(features_BTD[real_BT])
-        alone = slice(1, 2), slice(0, length - PROBE_PADDING)
+        alone = slice(1, 2), slice(0, length - padding)
         alone_TD = model.features(ids_BT[alone], segments_BT[alone], causal)[0]
         later_BT = ids_BT.clone()
         later_BT[:, -1] = (later_BT[:, -1] + 1) % len(model.head().weight_VD)
@@ -169,7 +170,7 @@ def prove(model: Listening) -> None:
             f"{place}: logits made of the features and the head of {name} differ from its own by {difference:.3g}, "
             f"expected none: its head does more than a product, a bias, a scale and a soft-cap; {remedy}"
         )
-    if not _alike(alone_TD, features_BTD[1, : length - PROBE_PADDING]):
+    if not _alike(alone_TD, features_BTD[1, : length - padding]):
         raise InputRefused(f"{place}: what {name} says about a row changes with the padding after it; {remedy}")
     if causal and not _alike(before_BTD, features_BTD[:, :-1]):
         raise InputRefused(

@@ -34,7 +34,8 @@ class Dropout(nn.Dropout):
         """Zeros with probability p, and the rest scaled so that means stay as they are; same shape."""
         if not self.training or not self.p:
             return input
-        return _Dropout.apply(input, self.p) if _by_hand(input) else super().forward(input)  # pyright: ignore[reportReturnType]
+        drawable = round(self.p * DRAWS) < DRAWS  # else everything is dropped
+        return _Dropout.apply(input, self.p) if drawable and _by_hand(input) else super().forward(input)  # pyright: ignore[reportReturnType]
 
 
 class Places(NamedTuple):
@@ -84,7 +85,8 @@ def relative_attention(
     two positions (arXiv 2006.03654, eq. 4). `query_key_BTD` holds queries, then keys, [B, T, 2 D], and `relative_PD`
     those of positions, [P, 2 D]. `mask_B1TT` is added to the scores; probabilities are dropped.
     """
-    if _by_hand(query_key_BTD):
+    one_type = query_key_BTD.dtype == value_BTD.dtype == relative_PD.dtype
+    if one_type and _by_hand(query_key_BTD):
         with torch.autocast("cpu", enabled=False):  # what is multiplied has the type of products already
             return _RelativeAttention.apply(query_key_BTD, value_BTD, relative_PD, where, mask_B1TT, num_heads, dropout)  # pyright: ignore[reportReturnType]
     query_BHTE, key_BHTE, value_BHTE, relative_query_1HPE, relative_key_1HPE = _all_heads(
@@ -119,9 +121,11 @@ def weighted_sum(weights: Tensor, states: Sequence[Tensor]) -> Tensor:
 
 
 def _by_hand(tensor: Tensor) -> bool:
-    """Whether numbers are there to be worked on: not those of a compiler, nor of another device."""
-    plain = type(tensor) in (Tensor, nn.Parameter)
-    return plain and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether numbers are there to be worked on: not a compiler's, a trace's or functorch's, nor on another device."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore[reportAttributeAccessIssue]
+    return not wrapped and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _scale(query_BHTE: Tensor) -> float:
@@ -340,7 +344,7 @@ class _WeightedSum(torch.autograd.Function):
 
 def drawn(like: Tensor, p: float) -> tuple[Tensor, float]:
     """What a dropout keeps, int16 of the shape of `like`: all bits set, or none; and the scale of what is kept."""
-    dropped = min(round(p * DRAWS), DRAWS - 1)
+    dropped = round(p * DRAWS)
     keep = torch.empty(like.numel(), dtype=torch.int16)
     torch.ge(random_words(like.numel()), dropped - DRAWS // 2, out=keep)
     return keep.neg_().view(like.shape), DRAWS / (DRAWS - dropped)

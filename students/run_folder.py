@@ -83,6 +83,9 @@ def network_config_json(network: PreTrainedModel) -> dict[str, Any]:
     config = network.config.to_dict()
     dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
     config |= {"architectures": [type(network).__name__], "dtype": dtype, "torch_dtype": dtype}
+    rope = config.get("rope_parameters") or {}
+    if "rope_theta" in rope:  # version 4 looks beside it, and silently takes 10,000 when it is missing
+        config["rope_theta"] = rope["rope_theta"]
     if auto_classes := getattr(network.config, "auto_classes", None):  # of configurations of ours
         config["auto_map"] = auto_classes
     return config

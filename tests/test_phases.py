@@ -109,6 +109,7 @@ def test_the_share_of_masks_changes_with_the_phase(corpus: Corpus, processes: Pr
     config = config_of(view="masked", dynamic_masks=True, steps=3, batch_size=32, phases=phases)
     plan = plan_run(config, corpus.streams["train"], seed=7)
     assert target_shares(config, 4) == {"masked": (1.0, pytest.approx((1 / 2 + 1 / 6 + 1 / 4) / 3))}
+    seeds: list[set[int]] = []
     for step, folds in enumerate((2, 6, 4)):
         data = step_data(
             step,
@@ -124,6 +125,9 @@ def test_the_share_of_masks_changes_with_the_phase(corpus: Corpus, processes: Pr
         ordinary = sum(int((batch.input_ids_BT != corpus.token_ids.begin).sum()) for batch in batches)
         hidden = sum(int(batch.has_target_BT.sum()) for batch in batches)
         assert hidden / ordinary == pytest.approx(1 / folds, abs=0.08)
+        seeds.append({batch.view.mask_seed for batch in batches})
+        assert {batch.view.fold for batch in batches} == {0} or folds == 4
+    assert not seeds[0] & seeds[1] and not seeds[1] & seeds[2]
 
 
 def test_rows_too_few_for_a_phase_are_refused_with_its_place() -> None:

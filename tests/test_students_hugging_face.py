@@ -101,6 +101,17 @@ def test_fields_are_said_in_the_librarys_words() -> None:
         ({"model_type": "gptj"}, "of which transformers has no masked language model"),
         ({"settings": {"layer_count": 3}}, "model.settings.layer_count: bert of transformers has no such field"),
         ({"settings": {"hidden_act": "bump"}}, "model.settings: transformers builds no bert of these sizes"),
+        ({"settings": {"hidden_act": 3}}, "model.settings: transformers builds no bert of these sizes"),
+        ({"settings": {"vocab_size": 20}}, "model.settings.vocab_size: is said by a field of model"),
+        ({"num_kv_heads": 1}, "model.num_kv_heads: found 1, but bert has none; remove it"),
+        (
+            {"settings": {"max_position_embeddings": 20}},
+            "bert reads 20 of 32 positions; set model.settings.max_position_embeddings to 32",
+        ),
+        (
+            {"model_type": "gpt2", "view": "causal", "settings": {"n_layer": 3}},
+            "model.settings.n_layer: is said by a field of model",
+        ),
         ({"embedding_size": 8}, "model.embedding_size: found 8, but bert of transformers calls it by another name"),
         ({"rope_theta": 5.0}, "model.rope_theta: found 5.0, but hugging_face has none"),
         ({"num_heads": 3}, "model.hidden_size: 16 is not divisible by num_heads 3"),
@@ -119,6 +130,33 @@ def test_what_cannot_be_built_is_told_in_one_line(changes: dict[str, Any], told:
     with pytest.raises(RecipeError) as refused:
         check_model(replace(ModelConfig(**SIZES, model_type="bert", view="masked"), **changes))
     assert told in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4])
+def test_rows_may_be_very_short(length: int) -> None:
+    model = built("bert", max_positions=length)
+    ids_BT = tokens(1, length)
+    assert model.features(ids_BT, torch.zeros_like(ids_BT), False).shape == (1, length, 16)
+    nothing_BT = torch.full((2, length), PADDING_SEGMENT)
+    assert model.features(tokens(2, length), nothing_BT, False).shape == (2, length, 16)
+
+
+def test_heads_share_keys_and_values_as_the_recipe_says() -> None:
+    """The library's own number of them is that of its published size."""
+    sizes = SIZES | {"model_type": "qwen2", "view": "causal"}
+    for said, expected in ((None, 2), (1, 1)):
+        model = build_model(
+            ModelConfig(**sizes, num_kv_heads=said), vocab_size=VOCAB_SIZE, token_ids=TokenIds(), seed=1
+        )
+        assert model.network.config.num_key_value_heads == expected
+
+
+def test_what_no_output_depends_on_is_not_trained() -> None:
+    """DDP would wait for it: BERT has a second bias where its head is its own."""
+    model = built("bert", tie_word_embeddings=False)
+    idle = {name for name, parameter in model.network.named_parameters() if not parameter.requires_grad}
+    assert idle == {"cls.predictions.bias"}
+    assert all(parameter.requires_grad for parameter in built("gpt2").network.parameters())
 
 
 def test_fields_of_it_mean_nothing_elsewhere() -> None:
@@ -151,6 +189,8 @@ def test_it_is_trained_scored_and_loaded_by_the_library(kind: str, tmp_path: Pat
     [folder] = (run / "students").glob("mine-*")
     loader = {"gpt2": AutoModelForCausalLM, "bert": AutoModelForMaskedLM}[kind]
     network = loader.from_pretrained(folder)
+    code, told = cuvee("export", str(folder), str(tmp_path / "export"))
+    assert code == 0, told
     model = load_model(folder)
     assert isinstance(model, HuggingFace)
     input_ids_BT = tokens(1, 8)
@@ -173,6 +213,8 @@ def test_a_start_of_another_network_is_refused(tmp_path: Path) -> None:
     built("bert", intermediate_size=32).network.save_pretrained(tmp_path)
     with pytest.raises(InputRefused, match="another network than the recipe's .*intermediate"):
         start_from(built("bert"), tmp_path)
+    with pytest.raises(InputRefused, match="num_attention_heads"):
+        start_from(built("bert", intermediate_size=32, num_heads=4), tmp_path)
     with pytest.raises(InputRefused, match="a BertForMaskedLM instead of a AlbertForMaskedLM"):
         start_from(built("albert"), tmp_path)
     with pytest.raises(InputRefused, match="fresh_head, but the head of BertForMaskedLM is the table of words"):

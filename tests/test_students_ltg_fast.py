@@ -143,6 +143,20 @@ def test_dropout(dtype: torch.dtype) -> None:
     assert torch.equal(Dropout(0.1).train()(ones), dropped)
 
 
+def test_whatever_does_not_fit_is_worked_out_as_it_is_said() -> None:
+    """Two types beside each other, a dropout of everything, traces and functorch."""
+    torch.manual_seed(0)
+    (query_key, value, relative), attention = attention_inputs(2, 5, torch.float64)
+    mixed = attention(query_key.float(), value, relative.float())
+    torch.testing.assert_close(mixed, attention(query_key, value, relative), atol=1e-4, rtol=0)
+    assert Dropout(1.0).train()(torch.ones(70_000)).count_nonzero() == 0
+    traced = torch.jit.trace(gated_gelu, (torch.randn(3, 8),), check_trace=False)
+    both = torch.randn(3, 8)
+    torch.testing.assert_close(traced(both), gated_gelu(both))
+    slope = torch.func.grad(lambda states: weighted_sum(torch.ones(1), [states]).sum())(torch.ones(2, 3))
+    assert torch.equal(slope, torch.ones(2, 3))
+
+
 def test_random_words_are_uniform_and_independent() -> None:
     """Every bit is set half of the time; neighbours, and words of another call, do not tell of each other.
 
