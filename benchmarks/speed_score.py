@@ -14,7 +14,6 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -43,7 +42,7 @@ from benchmarks.speed_models import (
     write_pairs,
 )
 from benchmarks.speed_prefixes import PrefixSizes, prefix_table
-from benchmarks.speed_timing import Setting
+from benchmarks.speed_timing import Setting, work_folder
 from benchmarks.speed_turns import in_turns, processor_seconds
 from corpora.batch import Objective
 from corpora.errors import InputRefused, ProcessLost
@@ -144,17 +143,17 @@ def tables(setting: Setting, figures: Sequence[Figure], *, everything: bool) -> 
     """How often bf16 gives the verdict of fp32, where it was measured; what trees of texts save."""
     for objective in ("causal", "masked"):
         if any(figure.goal.name == f"{objective}_bf16" for figure in figures):
-            with _folder(setting) as folder:
+            with work_folder(setting) as folder:
                 agreement = bf16_agreement(_Bench(Sizes(), folder, setting), objective)
             yield f"{objective}, bf16 against fp32: {agreement}"
     if everything:
-        with _folder(setting) as folder:
+        with work_folder(setting) as folder:
             yield prefix_table(folder, PrefixSizes(), repetitions=min(5, setting.repetitions))
 
 
 def measured(names: Collection[str], sizes: Sizes, setting: Setting) -> list[Figure]:
     """The named figures at some sizes."""
-    with _folder(setting) as folder:
+    with work_folder(setting) as folder:
         bench = _Bench(sizes, folder, setting)
         ways: Mapping[str, Callable[[], Figure]] = {
             "causal_fp32": lambda: bench.scoring("causal", "fp32"),
@@ -337,11 +336,3 @@ def _command_line() -> str:
 def _texts(pairs: Path) -> list[str]:
     tasks = blimp_tasks(pairs, None, seed=1)
     return [option.text for task in tasks for item in task.items for option in item.options]
-
-
-@contextlib.contextmanager
-def _folder(setting: Setting) -> Iterator[Path]:
-    if setting.folder is not None:
-        make_folder(setting.folder)
-    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        yield Path(folder)

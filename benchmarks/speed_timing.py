@@ -12,12 +12,15 @@ import os
 import platform
 import random
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from corpora.storage import make_folder
 
 WARM_UP = 2  # untimed runs of each side: kernels are chosen, files come into memory, the allocator fills
 
@@ -45,6 +48,15 @@ class Timing:
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.seconds)
+
+
+@contextlib.contextmanager
+def work_folder(setting: Setting) -> Iterator[Path]:
+    """A folder for what is measured, where the setting says; it goes away with all that is in it."""
+    if setting.folder is not None:
+        make_folder(setting.folder)
+    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
+        yield Path(folder)
 
 
 def pin_threads(threads: int) -> None:

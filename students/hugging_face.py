@@ -36,8 +36,6 @@ NAMES = {
     "embedding_size": ("embedding_size", "word_embed_proj_dim"),
     "tie_word_embeddings": ("tie_word_embeddings",),
 }
-
-
 # what transformers raises where it cannot build a model
 ERRORS = (
     TypeError,
@@ -139,7 +137,7 @@ class HuggingFace(Listening, Buildable):
             if value and not present:
                 raise RecipeError(
                     f"model.{field}: found {value}, but {config.model_type} of transformers calls it by another name; "
-                    f"remove it, or write it in model.settings"
+                    "remove it, or write it in model.settings"
                 )
             values |= dict.fromkeys(present, value)
         if "num_key_value_heads" in known:

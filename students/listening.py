@@ -6,8 +6,6 @@ features and head are the network's own. Axes: B rows, T positions, D features, 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -178,7 +176,7 @@ def prove(model: Listening) -> None:
         )
 
 
-def _alike(found: Any, expected: Any) -> bool:
+def _alike(found: Tensor, expected: Tensor) -> bool:
     return found.shape == expected.shape and bool(
         (found - expected).abs().max() <= TOLERANCE * expected.abs().max().clamp(min=1)
     )

@@ -314,7 +314,7 @@ def _gelu_tables() -> Tensor:
         numbers = bits.view(torch.bfloat16).double().requires_grad_()
         gelu = functional.gelu(numbers, approximate="tanh")
         (slope,) = torch.autograd.grad(gelu.sum(), numbers)
-    return torch.stack([gelu.detach(), slope]).to(torch.bfloat16)
+        return torch.stack([gelu.detach(), slope]).to(torch.bfloat16)
 
 
 def _looked_up(table: int, index: Tensor) -> Tensor:

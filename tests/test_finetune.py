@@ -1,4 +1,4 @@
-"""Candidates are fine-tuned where they may be read, chosen without the reported labels, and resumed run by run.
+"""Candidates are fine-tuned where they may be read, and chosen without the reported labels.
 
 Models are random and tiny, files generated in the official layout: whether a text says `cold` is learned in a second.
 """
@@ -6,7 +6,6 @@ Models are random and tiny, files generated in the official layout: whether a te
 from __future__ import annotations
 
 import json
-import math
 import random
 from collections.abc import Mapping
 from copy import deepcopy
@@ -21,7 +20,6 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-import benchmarks.finetune.run as run_module
 from benchmarks.finetune.classifier import Classifier, classified_positions
 from benchmarks.finetune.config import PRESETS, FinetuneConfig, LoraConfig
 from benchmarks.finetune.loop import Fit, LabelledRows, fit, micro_batches, predict
@@ -31,7 +29,7 @@ from benchmarks.finetune.run import PREDICTIONS, finetune, kept_out
 from benchmarks.finetune.subject import Subject, read_subject
 from corpora.batch import PADDING_SEGMENT, Objective
 from corpora.config import TokenizerConfig
-from corpora.errors import Damaged, Diverged, InputRefused, RecipeError
+from corpora.errors import InputRefused, RecipeError
 from corpora.storage import new_folder, read_json
 from corpora.token_ids import TokenIds
 from corpora.tokenizer import train_bpe, write_tokenizer
@@ -76,12 +74,16 @@ def write(root: Path, name: str, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
+def toy_folder(tmp_path: Path) -> Path:
     """A year's folder with one task."""
     write(tmp_path / "data", "boolq.train.jsonl", rows(160, 1))
     write(tmp_path / "data", "boolq.valid.jsonl", rows(60, 2))
     return tmp_path / "data"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return toy_folder(tmp_path)
 
 
 def tuned(who: Subject, root: Path, folder: Path, config: FinetuneConfig = OURS, **changes: Any) -> TaskResult:
@@ -427,86 +429,6 @@ def test_the_subject_is_left_as_it_was(root: Path, tmp_path: Path) -> None:
     before = deepcopy(who.model.network.state_dict())
     tuned(who, root, tmp_path / "out", replace(OURS, epochs=1), seeds=[1])
     assert all(torch.equal(before[name], weight) for name, weight in who.model.network.state_dict().items())
-
-
-# resuming, and what is refused
-
-
-def test_finished_runs_are_found_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    who, config = subject("elc_bert", "masked"), replace(OURS, epochs=1)
-    first = tuned(who, root, tmp_path / "out", config, seeds=[1, 2])
-    trainings: list[int] = []
-
-    def counted(*arguments: Any, seed: int, **others: Any) -> Any:
-        trainings.append(seed)
-        return fit(*arguments, seed=seed, **others)
-
-    monkeypatch.setattr(run_module, "fit", counted)
-    again = tuned(subject("elc_bert", "masked"), root, tmp_path / "out", config, seeds=[2, 1, 3])
-    assert trainings == [3] and [run.resumed for run in again.runs] == [True, True, False]
-    assert again.runs[1].split("boolq").scores == first.runs[0].split("boolq").scores
-    assert again.runs[1].chosen_step == first.runs[0].chosen_step
-    assert again.runs[1].selecting_rows == first.runs[0].selecting_rows == 16
-
-
-def test_a_folder_made_from_other_inputs_is_refused(root: Path, tmp_path: Path) -> None:
-    who, config = subject("elc_bert", "masked"), replace(OURS, epochs=1)
-    tuned(who, root, tmp_path / "out", config, seeds=[1])
-    tuned(who, root, tmp_path / "out", replace(config, name="another name"), seeds=[1])
-    with pytest.raises(InputRefused, match=r"seed_1: made from other inputs: config.lr is 0.005 there and 0.001 here"):
-        tuned(who, root, tmp_path / "out", replace(config, lr=1e-3), seeds=[1])
-    with pytest.raises(InputRefused, match="subject.settings is .*; subject.weights is"):
-        tuned(subject("elc_bert", "masked", variant="base"), root, tmp_path / "out", config, seeds=[1])
-    write(root, "boolq.valid.jsonl", flipped(rows(60, 2)))
-    with pytest.raises(InputRefused, match="files.glue_filtered/boolq.valid.jsonl is"):
-        tuned(who, root, tmp_path / "out", config, seeds=[1])
-
-
-def test_damaged_predictions_are_not_believed(root: Path, tmp_path: Path) -> None:
-    who, config = subject("elc_bert", "masked"), replace(OURS, epochs=1)
-    tuned(who, root, tmp_path / "out", config, seeds=[1])
-    path = tmp_path / "out/boolq/seed_1" / PREDICTIONS
-    path.write_text(path.read_text().replace('"pred":1', '"pred":0', 1))
-    with pytest.raises(Damaged, match="predictions.json: found .* the manifest expects"):
-        tuned(who, root, tmp_path / "out", config, seeds=[1])
-
-
-def test_what_is_not_finite_ends_the_run_and_leaves_the_finished_ones(root: Path, tmp_path: Path) -> None:
-    who = subject("llama", "causal")
-    tuned(who, root, tmp_path / "out", replace(OURS, epochs=1), seeds=[1])
-    with torch.no_grad():
-        next(who.model.network.parameters())[6:] = math.nan
-    broken = replace(who)  # another subject: the fingerprint was taken before
-    with pytest.raises(Diverged, match=r"llama: boolq, seed 2: step 1: the loss is nan .*; lower lr") as raised:
-        tuned(broken, root, tmp_path / "out", replace(OURS, epochs=1), seeds=[2])
-    assert raised.value.exit_code == 6
-    assert [path.name for path in (tmp_path / "out/boolq").iterdir()] == ["seed_1"]
-
-
-def test_logits_that_are_not_finite_are_no_predictions() -> None:
-    who = subject("llama", "causal")
-    classifier = Classifier(who.model, "causal", OURS, num_labels=2, seed=1)
-    with torch.no_grad():
-        next(who.model.network.parameters())[7] = math.inf
-    with pytest.raises(Diverged, match=r"toy: logits \[nan, nan\] for row 2; expected numbers"):
-        predict(classifier, [(1, 6), (1, 7)], config=OURS, place="toy")
-
-
-def test_one_training_row_is_too_few_to_keep_one_out(root: Path, tmp_path: Path) -> None:
-    write(root, "boolq.train.jsonl", rows(1, 1))
-    with pytest.raises(InputRefused, match="boolq.train.jsonl:1: the only row; expected at least 2"):
-        tuned(subject("llama", "causal"), root, tmp_path / "out")
-
-
-def test_a_folder_has_one_writer(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    who = subject("llama", "causal")
-
-    def meanwhile(*arguments: Any, **others: Any) -> Any:
-        tuned(who, root, tmp_path / "out", seeds=[2])
-
-    monkeypatch.setattr(run_module, "fit", meanwhile)
-    with pytest.raises(InputRefused, match="another process is writing here"):
-        tuned(who, root, tmp_path / "out", seeds=[1])
 
 
 # run folders

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -18,9 +17,8 @@ import transformers
 from torch import Tensor, nn
 
 from benchmarks.speed_figures import Figure, Goal, Table
-from benchmarks.speed_timing import WARM_UP, Setting, default_device
+from benchmarks.speed_timing import WARM_UP, Setting, default_device, work_folder
 from benchmarks.speed_turns import in_turns
-from corpora.storage import make_folder
 from distill.distributed import Processes
 from distill.memory import keep_freed_memory
 from distill.precision import resolve_precision
@@ -107,10 +105,8 @@ def figures(setting: Setting, names: Collection[str]) -> list[Figure]:
 
 def measured(names: Collection[str], sizes: Sizes, setting: Setting) -> list[Figure]:
     """The named figures at some sizes."""
-    if setting.folder is not None:
-        make_folder(setting.folder)
-    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        bench = _Bench(sizes, Path(folder), setting)
+    with work_folder(setting) as folder:
+        bench = _Bench(sizes, folder, setting)
         ways = (bench.elc_step_128, bench.elc_step_512, bench.elc_memory_512, bench.elc_vs_trainer)
         measure = dict(zip(GOALS, ways, strict=True))
         return [measure[name]() for name in names]

@@ -5,7 +5,6 @@ Weights and tokens are random, and rows hold parts of two documents, as a corpus
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed_figures import Table
-from benchmarks.speed_timing import Setting, interleaved
+from benchmarks.speed_timing import Setting, interleaved, work_folder
 from distill.config import TrainConfig
 from distill.distributed import Processes
 from distill.recipe import load_recipe
@@ -77,8 +76,8 @@ def _packaged(role: str, name: str, *, rows: int) -> Case:
 def _rows(name: str, case: Case, setting: Setting, sides: Mapping[str, bool]) -> Iterator[tuple[str, ...]]:
     processes = Processes()
     device = processes.device
-    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        trainings = _trainings(case, setting, Path(folder), processes, sides)
+    with work_folder(setting) as folder:
+        trainings = _trainings(case, setting, folder, processes, sides)
         steps = {side: training.step for side, training in trainings.items()}
         timings = interleaved(steps, repetitions=setting.repetitions, device=device)
     flops = flops_per_token(case.model, case.train, vocab_size=case.vocab_size)

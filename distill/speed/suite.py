@@ -12,9 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 from benchmarks.speed_figures import Figure, Goal, Table
-from benchmarks.speed_timing import Setting, default_device, interleaved
+from benchmarks.speed_timing import Setting, default_device, interleaved, work_folder
 from corpora.prepare import Corpus
-from corpora.storage import make_folder
 from distill.memory import keep_freed_memory
 from distill.precision import resolve_precision
 from distill.speed import fidelity
@@ -114,10 +113,8 @@ def figures(setting: Setting, names: Collection[str]) -> list[Figure]:
 
 def measured(names: Collection[str], shapes: Shapes, cases: Mapping[str, LossCase], setting: Setting) -> list[Figure]:
     """The named figures at some sizes of a step, and of the loss with each pooling rule."""
-    if setting.folder is not None:
-        make_folder(setting.folder)
-    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        bench = _Bench(shapes, Path(folder), setting)
+    with work_folder(setting) as folder:
+        bench = _Bench(shapes, folder, setting)
         found = bench.step_figures(names) | _loss_figures(names, cases, setting) | bench.storage_figures(names)
     return [found[name] for name in names]
 

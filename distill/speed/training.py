@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,9 +17,8 @@ import transformers
 from torch import nn
 
 from benchmarks.speed_figures import Figure, Goal, Table
-from benchmarks.speed_timing import WARM_UP, Setting, default_device, interleaved
+from benchmarks.speed_timing import WARM_UP, Setting, default_device, interleaved, work_folder
 from corpora.batch import Objective
-from corpora.storage import make_folder
 from distill.checkpoint import Checkpoints, Progress
 from distill.config import TrainConfig
 from distill.distributed import Processes
@@ -89,10 +87,8 @@ def figures(setting: Setting, names: Collection[str]) -> list[Figure]:
 
 def measured(names: Collection[str], shapes: Shapes, setting: Setting) -> list[Figure]:
     """The named figures at some sizes of a step."""
-    if setting.folder is not None:
-        make_folder(setting.folder)
-    with tempfile.TemporaryDirectory(dir=setting.folder) as folder:
-        bench = _Bench(shapes, Path(folder), setting)
+    with work_folder(setting) as folder:
+        bench = _Bench(shapes, folder, setting)
         ways = (bench.llama_vs_trainer, bench.two_process_efficiency, bench.checkpoint_cost, bench.loader_headroom)
         measure = dict(zip(GOALS, ways, strict=True))
         return [measure[name]() for name in names]
