@@ -48,10 +48,9 @@ from distill.memory import keep_freed_memory, made_for_good
 from distill.own_code import Limits, score_with_code
 from distill.texts import asks_no_choice, candidate_costs, own_text, require_texts
 from distill.year_data import as_in_year
-from students.buildable import Buildable
 from students.language_model import LanguageModel
 from students.pretrained import Pretrained
-from students.run_folder import load_model, weight_files
+from students.run_folder import load_model, saved_objective, weight_files
 
 EMBEDDED = "embedded"  # the embedded corpus's own pairs, where nothing else is named
 EMBEDDED_PAIRS = 100  # of each phenomenon
@@ -94,10 +93,7 @@ class Subject:
         manifest = read_manifest(self.folder)
         if manifest is not None and "views" in manifest.facts:  # else it is no model, as loading it will say
             return list(manifest.facts["views"])
-        if isinstance(self.model, Pretrained):
-            return [self.model.objective]
-        assert isinstance(self.model, Buildable)
-        return ["causal" if self.model.causal_head else "masked"]
+        return [saved_objective(self.model)]
 
     def release(self) -> None:
         """Let go of the weights: one model at a time."""

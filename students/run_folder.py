@@ -21,12 +21,14 @@ import safetensors.torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from corpora.batch import Objective
 from corpora.errors import Damaged, InputRefused, RecipeError
 from corpora.storage import FolderWriter, Manifest, read_json, read_manifest
 from corpora.token_ids import TokenIds
 from students.buildable import Buildable, default_if_none
 from students.config import ModelConfig
 from students.language_model import LanguageModel
+from students.listening import Listening
 from students.pretrained import load_pretrained
 from students.registry import ARCHITECTURES, build_model, check_model
 
@@ -119,6 +121,13 @@ def _load_from_hugging_face(folder: Path) -> LanguageModel:
         return load_pretrained(folder, described)
     _load_weights(model, *files)
     return model.eval()
+
+
+def saved_objective(model: LanguageModel) -> Objective:
+    """What the class of transformers that a model is saved as was made for."""
+    if isinstance(model, Listening):
+        return model.objective
+    return "causal" if isinstance(model, Buildable) and model.causal_head else "masked"
 
 
 def stored_masked_shift(folder: Path) -> int:

@@ -11,10 +11,11 @@ import torch
 from benchmarks import speed
 from benchmarks.speed_timing import Setting
 from corpora.errors import InputRefused, ProcessLost
+from distill.config import TrainConfig
 from distill.speed import elc_step, models
 from distill.speed.elc_step import OURS, SIDES, TEXTBOOK, Side, Step
 from distill.speed.models import GOALS, Sizes, elc_bert_small
-from distill.speed.published import small_ones
+from distill.speed.published import Case, models_table, small_ones
 from students.config import ModelConfig
 from students.ltg_names import original_names
 from students.registry import ARCHITECTURES
@@ -104,6 +105,15 @@ def test_every_figure_is_measured(tmp_path: Path) -> None:
     assert [figure.goal.name for figure in figures] == list(PROMISED)
     assert all(figure.value > 0 and len(figure.medians) == 2 for figure in figures)
     assert not any((tmp_path / "work").iterdir())
+
+
+def test_the_table_trains_rows_of_two_views(tmp_path: Path) -> None:
+    """As GPT-BERT's recipe has them."""
+    model = ModelConfig(architecture="gpt_bert", num_layers=1, hidden_size=16, num_heads=2, max_positions=32)
+    train = TrainConfig(views={"masked": 3, "causal": 1}, steps=1, seq_len=16, dynamic_masks=True)
+    case = Case(model=model, train=train, vocab_size=100, rows=4)
+    table = models_table({"mixed": case}, replace(SETTING, folder=tmp_path), compiled=False)
+    assert [row[:3] for row in table.rows] == [("mixed", "as it is", "4")]
 
 
 def test_the_table_has_every_architecture() -> None:

@@ -14,10 +14,8 @@ import xxhash
 from benchmarks.scoring_tokenizer import FILE, read_scoring_tokenizer
 from corpora.batch import Objective
 from corpora.storage import digest
-from students.buildable import Buildable
 from students.language_model import LanguageModel
-from students.pretrained import Pretrained
-from students.run_folder import load_model
+from students.run_folder import load_model, saved_objective
 
 _NOT_SETTINGS = ("transformers_version", "_name_or_path")  # of a configuration: who wrote it, and where it lay
 
@@ -65,13 +63,7 @@ def read_subject(folder: Path, objective: Objective | None = None) -> Subject:
     return Subject(
         name=folder.name,
         model=model,
-        objective=objective or _objective(model),
+        objective=objective or saved_objective(model),
         tokenizer_json=tokenizer_json,
         begin_id=begin_id,
     )
-
-
-def _objective(model: LanguageModel) -> Objective:
-    if isinstance(model, Pretrained):
-        return model.objective
-    return "causal" if isinstance(model, Buildable) and model.causal_head else "masked"

@@ -40,15 +40,14 @@ class OurTraining:
         self.config, self.corpus = config, corpus
         self.learner = Learner(_run(model, config, corpus, cache), processes)
         self.plan = plan_run(config, corpus.streams["train"], seed=SEED)
-        self.losses: list[float] = []  # nats per target, of every step so far
+        self.losses: list[float] = []  # nats per target, of every step so far; of several views their mean
 
     def step(self) -> None:
         """The next step; after the last one the run begins anew with the weights that it has."""
         number = len(self.losses) % self.plan.steps
         means = self.learner.gradients(number, self.plan, values=False)
         self.learner.update(number, means, learning_rate(number, self.plan.steps, self.config))
-        [loss] = means.values()
-        self.losses.append(loss)
+        self.losses.append(sum(means.values()) / len(means))
 
 
 def comparable(rows: int, seq_len: int, *, steps: int, precision: str, view: Objective = "causal") -> TrainConfig:

@@ -19,7 +19,7 @@ from benchmarks.scoring import Scorer
 from benchmarks.scoring_tokenizer import read_scoring_tokenizer
 from benchmarks.speed_models import RandomModel, generated_pairs, save_random_model, write_pairs
 from corpora.batch import Objective
-from students.run_folder import load_model
+from students.run_folder import load_model, saved_objective
 
 TOLERANCE = 1e-3  # nats, of a score
 ROWS = generated_pairs(4, 20)
@@ -44,7 +44,7 @@ def saved_pairs(folder: Path) -> list[Path]:
 def our_scores(folder: Path, requests: Sequence[Request], protocol: Protocol) -> np.ndarray:
     """Scores under a protocol, float64 [requests]."""
     model = load_model(folder)
-    candidate = candidate_from_model("ours", model, model.objective)  # type: ignore[attr-defined]
+    candidate = candidate_from_model("ours", model, saved_objective(model))
     return Scorer("ours", (candidate,), read_scoring_tokenizer(folder), protocol, 4096).scores(requests)
 
 
